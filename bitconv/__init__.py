@@ -1,0 +1,41 @@
+"""bitconv: BitNet b1.58 checkpoints to GGUF, and GGUF to text on a CPU.
+
+The public names below are imported on first use, so that `import bitconv` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bitconv.convert import ConvertReport, convert
+    from bitconv.runtime.model import Context, Model, load
+    from bitconv.runtime.perplexity import Perplexity, perplexity
+
+_HOMES = {
+    "convert": "bitconv.convert",
+    "ConvertReport": "bitconv.convert",
+    "load": "bitconv.runtime.model",
+    "Model": "bitconv.runtime.model",
+    "Context": "bitconv.runtime.model",
+    "perplexity": "bitconv.runtime.perplexity",
+    "Perplexity": "bitconv.runtime.perplexity",
+}
+
+__all__ = ["ConvertReport", "Context", "Model", "Perplexity", "convert", "load", "perplexity", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'bitconv' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value  # also replaces the submodule of the same name that the import just bound
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Loads a GGUF file and executes it."""
