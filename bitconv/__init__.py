@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from bitconv.convert import ConvertReport, convert
+    from bitconv.pipeline.convert import ConvertReport, convert
     from bitconv.runtime.model import Context, Model, load
     from bitconv.runtime.perplexity import Perplexity, perplexity
 
 _HOMES = {
-    "convert": "bitconv.convert",
-    "ConvertReport": "bitconv.convert",
+    "convert": "bitconv.pipeline.convert",
+    "ConvertReport": "bitconv.pipeline.convert",
     "load": "bitconv.runtime.model",
     "Model": "bitconv.runtime.model",
     "Context": "bitconv.runtime.model",
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module 'bitconv' has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)
-    globals()[name] = value  # also replaces the submodule of the same name that the import just bound
+    globals()[name] = value
     return value
 
 

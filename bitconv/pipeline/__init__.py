@@ -1,0 +1,1 @@
+"""File to file: conversion, streaming, one tensor in memory at a time."""
