@@ -137,7 +137,7 @@ def make_config(
     head_dim: int | None, vocab: int, dtype: str, tied: bool, rope_theta: float,
     rope_scaling: dict[str, Any] | None, rope_key: str, rms_eps: float, context: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """A config.json as the family publishes it; rope_key "rope_parameters" is transformers 5's nested form."""
+    """A config.json as the family publishes it; rope_key: the flat or the nested spelling of theta."""
     renamed = family == "bitnet_silu" and form == "master"
     bitnet = "BitnetForCausalLM" if renamed else "BitNetForCausalLM"
     config: dict[str, Any] = {
@@ -218,7 +218,8 @@ def make_checkpoint(
     hidden: int = 256, ffn: int = 384, n_heads: int = 4, n_kv_heads: int = 2, head_dim: int | None = None,
     vocab: int = 301, dtype: str = "float32", shards: int = 1, tied: bool | None = None, seed: int = 0,
     rope_theta: float = 10000.0, rope_scaling: dict[str, Any] | None = None, rope_key: str = "rope_theta",
-    rms_eps: float = 1e-5, context: int = 512, tokenizer: bool = True, config: Mapping[str, Any] | None = None,
+    rms_eps: float = 1e-5, context: int = 512, tokenizer: bool = True,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
     """Write a random small checkpoint and return its directory.
 
