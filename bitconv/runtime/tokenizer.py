@@ -1,0 +1,315 @@
+"""Text to token ids and back, from the vocabulary of a GGUF file."""
+
+from __future__ import annotations
+
+import codecs
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from bitconv.errors import BitconvWarning, FormatError, InputError
+from bitconv.formats.pretokenizers import PreTokenizer, pre_tokenizer
+from bitconv.formats.vocabulary import BPE, SPM, TokenType, Vocabulary
+from bitconv.runtime.sentencepiece import SPACE, SentencePieceEncoder, alternatives, byte_value, split_by
+
+
+class _Encoder(Protocol):
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """Encode text; the texts of control tokens become those tokens only with parse_special."""
+
+
+class Tokenizer:
+    """Encodes and decodes with one vocabulary.
+
+    tokenizer.json is executed where the vocabulary holds it, else the tokenizer is built from tokens, merges,
+    scores and the named pre-tokenizer. Special ids and the BOS and EOS rules come from the vocabulary alone.
+    Raises FormatError when tokenizer.json is malformed or contradicts the tokens, UnsupportedError for an
+    unknown pre-tokenizer.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._tokens = list(vocabulary.tokens)
+        self._types = _token_types(vocabulary)
+        self._kinds: list[int] = self._types.tolist()
+        self._bytes: dict[int, bytes] = {}
+        self._encoder = self._make_encoder()
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Turn text into ids.
+
+        add_special: BOS and EOS are added as the vocabulary says, but never doubled. parse_special: the texts
+        of control tokens become those tokens. Halves of surrogate pairs count as U+FFFD.
+        """
+        ids = self._encoder.encode(_well_formed(text), parse_special) if text else []
+        v = self.vocabulary
+        if add_special and v.add_bos and v.bos_id is not None and ids[:1] != [v.bos_id]:
+            ids.insert(0, v.bos_id)
+        if add_special and v.add_eos and v.eos_id is not None and ids[-1:] != [v.eos_id]:
+            ids.append(v.eos_id)
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Turn ids into text; bytes that are no UTF-8 become U+FFFD, control tokens vanish unless kept.
+
+        The space that encoding puts before the text is taken away. Raises InputError for an id outside.
+        """
+        data = b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids)
+        if self.vocabulary.add_space_prefix:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int, *, skip_special: bool = True) -> bytes:
+        """Return what one token adds to the text, perhaps a part of a character; b"" for control tokens."""
+        token_id = int(token_id)
+        if not 0 <= token_id < len(self._tokens):
+            raise InputError(f"token id {token_id} is outside the vocabulary of {len(self._tokens)} tokens")
+        kind = self._kinds[token_id]
+        if kind == TokenType.UNUSED or (skip_special and kind in (TokenType.CONTROL, TokenType.UNKNOWN)):
+            return b""
+        data = self._bytes.get(token_id)
+        if data is None:
+            data = self._bytes[token_id] = _token_bytes(self._tokens[token_id], kind, self.vocabulary.model)
+        return data
+
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """Return a decoder for ids that arrive one by one.
+
+        after: the ids that went before, such as a prompt; where they hold text, a leading space of what
+        follows belongs to the text and is kept.
+        """
+        strip = self.vocabulary.add_space_prefix and not any(self.token_bytes(i) for i in after)
+        return TextStream(self.token_bytes, strip)
+
+    def _make_encoder(self) -> _Encoder:
+        v = self.vocabulary
+        if v.huggingface_json is not None:
+            return _HuggingFace(v.huggingface_json, self._tokens, self._kinds)
+        if v.model == SPM:
+            if v.scores is None:
+                raise FormatError("a SentencePiece vocabulary needs tokenizer.ggml.scores, which are missing")
+            pieces = SentencePieceEncoder(self._tokens, v.scores, self._types, v.unk_id)
+            return _SentencePiece(self._tokens, self._kinds, pieces, v.add_space_prefix)
+        return _ByteLevel(self._tokens, self._kinds, v.merges, _chosen_pre(v))
+
+
+class TextStream:
+    """Collects tokens and gives out text in whole characters; what it gives out equals `Tokenizer.decode`."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes], strip_space: bool) -> None:
+        self._token_bytes = token_bytes
+        self._strip_space = strip_space
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """Add a token and return the characters that it completes."""
+        data = self._token_bytes(token_id)
+        if self._strip_space and data:
+            self._strip_space = False
+            data = data.removeprefix(b" ")
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """Return what is left at the end: U+FFFD for an incomplete character, else nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+class _HuggingFace:
+    """Executes a tokenizer.json, which must have exactly the vocabulary's tokens under the same ids."""
+
+    def __init__(self, text: str, tokens: list[str], kinds: list[int]) -> None:
+        where = "tokenizer.huggingface.json"
+        tokenizers = _import_tokenizers()
+        self._tokenizer: Any = _guarded(where, lambda: tokenizers.Tokenizer.from_str(text))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        if getattr(self._tokenizer.model, "dropout", None) is not None:
+            self._tokenizer.model.dropout = None
+        _check_same_vocabulary(self._tokenizer.get_vocab(with_added_tokens=True), tokens, kinds)
+        self._lock = threading.Lock()
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        with self._lock:  # the switch belongs to the tokenizer, not to the call
+            self._tokenizer.encode_special_tokens = not parse_special
+            encode = self._tokenizer.encode
+            return _guarded("tokenizer.huggingface.json", lambda: encode(text, add_special_tokens=False).ids)
+
+
+class _ByteLevel:
+    """Byte-level BPE, rebuilt from tokens, merges and a pre-tokenizer."""
+
+    def __init__(self, tokens: list[str], kinds: list[int], merges: Sequence[str], pre: PreTokenizer) -> None:
+        self._special = _SpecialTokens(tokens, kinds)
+        ids = {token: i for i, token in enumerate(tokens) if kinds[i] != TokenType.UNUSED}
+        pairs = [_pair(merge, index) for index, merge in enumerate(merges)]
+        tokenizers = _import_tokenizers()
+        self._tokenizer: Any = _guarded(
+            "tokenizer.ggml.merges",
+            lambda: tokenizers.Tokenizer(
+                tokenizers.models.BPE(vocab=ids, merges=pairs, ignore_merges=pre.ignore_merges)
+            ),
+        )
+        steps = [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(step), behavior="isolated") for step in pre.steps
+        ]
+        byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*steps, byte_level])
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        ids: list[int] = []
+        for part, special in self._special.split(text, parse_special):
+            if special is None:
+                ids += self._tokenizer.encode(part, add_special_tokens=False).ids
+            else:
+                ids.append(special)
+        return ids
+
+
+class _SentencePiece:
+    """SentencePiece pieces between control tokens; each stretch of text gets the space prefix of its own."""
+
+    def __init__(
+        self, tokens: list[str], kinds: list[int], pieces: SentencePieceEncoder, space_prefix: bool
+    ) -> None:
+        # user-defined tokens are left to the encoder: they do not interrupt the text
+        controls = [k if k != TokenType.USER_DEFINED else TokenType.NORMAL for k in kinds]
+        self._special = _SpecialTokens(tokens, controls)
+        self._pieces = pieces
+        self._prefix = " " if space_prefix else ""
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        ids: list[int] = []
+        for part, special in self._special.split(text, parse_special):
+            if special is None:
+                ids += self._pieces.encode(self._prefix + part)
+            else:
+                ids.append(special)
+        return ids
+
+
+class _SpecialTokens:
+    """Finds the tokens that are matched as whole texts before anything else."""
+
+    def __init__(self, tokens: list[str], kinds: list[int]) -> None:
+        def ids_of(*wanted: TokenType) -> dict[str, int]:
+            return {tokens[i]: i for i, kind in enumerate(kinds) if kind in wanted and tokens[i]}
+
+        self._always = ids_of(TokenType.USER_DEFINED)
+        self._all = ids_of(TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN)
+        self._pattern_always = alternatives(list(self._always))
+        self._pattern_all = alternatives(list(self._all))
+
+    def split(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None]]:
+        """Cut text into (part, its id, or None for ordinary text)."""
+        pattern = self._pattern_all if parse_special else self._pattern_always
+        for part, matched in split_by(pattern, text):
+            yield part, self._all[part] if matched else None
+
+
+def _token_types(vocabulary: Vocabulary) -> np.ndarray:
+    if vocabulary.types is None:
+        return np.full(len(vocabulary), TokenType.NORMAL, np.int32)
+    return vocabulary.types
+
+
+def _chosen_pre(vocabulary: Vocabulary) -> PreTokenizer:
+    if vocabulary.pre is None:
+        warnings.warn(
+            "the file names no pre-tokenizer (tokenizer.ggml.pre): the default splits are used, which may "
+            "not be the model's; convert the checkpoint anew",
+            BitconvWarning,
+            stacklevel=2,
+        )
+    pre = pre_tokenizer(vocabulary.pre or "default", "tokenizer.ggml.pre")
+    if pre.disputed:
+        warnings.warn(
+            f"runtimes disagree about the pre-tokenizer {pre.name}: its splits are bitnet.cpp's here; a file "
+            "that holds the model's tokenizer.json is exact",
+            BitconvWarning,
+            stacklevel=2,
+        )
+    return pre
+
+
+def _pair(merge: str, index: int) -> tuple[str, str]:
+    # byte-level tokens hold no space of their own: the byte alphabet writes it as another letter
+    left, space, right = merge.partition(" ")
+    if not (left and space and right):
+        raise FormatError(f"tokenizer.ggml.merges: entry {index} is {merge[:80]!r}, not two tokens")
+    return left, right
+
+
+def _check_same_vocabulary(vocab: dict[str, int], tokens: list[str], kinds: list[int]) -> None:
+    """Compare tokenizer.json with tokenizer.ggml.tokens; only unused padding may be missing from the former.
+
+    Raises FormatError naming the first difference.
+    """
+    by_id: list[str | None] = [None] * len(tokens)
+    for token, i in vocab.items():
+        if not 0 <= i < len(tokens):
+            raise FormatError(
+                f"tokenizer.huggingface.json has token {i} ({token[:80]!r}); tokenizer.ggml.tokens ends at "
+                f"{len(tokens) - 1}"
+            )
+        by_id[i] = token
+    for i, (theirs, ours) in enumerate(zip(by_id, tokens, strict=True)):
+        if theirs != ours and not (theirs is None and kinds[i] == TokenType.UNUSED):
+            shown = "nothing" if theirs is None else repr(theirs[:80])
+            raise FormatError(
+                f"tokenizer.huggingface.json: token {i} is {shown}; tokenizer.ggml.tokens has {ours[:80]!r}"
+            )
+
+
+def _import_tokenizers() -> Any:
+    import tokenizers
+
+    return tokenizers
+
+
+def _guarded(where: str, work: Callable[[], Any]) -> Any:
+    """Run work of the `tokenizers` library on data from a file; its complaints become FormatError.
+
+    The library raises bare Exception for malformed data and, where Rust panics, a BaseException of its own.
+    """
+    try:
+        return work()
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit)):
+            raise
+        raise FormatError(f"{where}: the tokenizers library refuses it: {str(error)[:200]}") from error
+
+
+def _well_formed(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The letters of byte-level BPE: printable Latin-1 stands for itself, the rest follows from U+0100 on."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_ALPHABET = _byte_alphabet()
+"""Letter to byte, of byte-level BPE."""
+
+
+def _token_bytes(token: str, kind: int, model: str) -> bytes:
+    if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+        return token.encode("utf-8")
+    if model == BPE:
+        if kind != TokenType.USER_DEFINED and all(letter in BYTE_ALPHABET for letter in token):
+            return bytes(BYTE_ALPHABET[letter] for letter in token)
+        return token.encode("utf-8")
+    value = byte_value(token) if kind == TokenType.BYTE else None
+    return token.replace(SPACE, " ").encode("utf-8") if value is None else bytes([value])
