@@ -1,0 +1,488 @@
+# cython: language_level=3, boundscheck=True, wraparound=False, initializedcheck=False
+"""The typed door to the C kernels: checks every buffer and index, then calls C without the GIL."""
+
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+from libc.stdlib cimport calloc, free
+
+import numpy as np
+
+cdef extern from "csrc/forward.h" nogil:
+    enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_MAX_TILE, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SITES, BC_N_ISAS
+    enum: BC_F32, BC_F16, BC_BF16, BC_I2_S
+
+    ctypedef struct bc_matrix:
+        const uint8_t *data
+        int64_t rows, cols
+        int32_t type
+        float scale
+
+    ctypedef struct bc_ternary:
+        int32_t type
+        const char *gemv_name
+        const char *panel_name
+        void gemv(const bc_matrix *, int64_t, int64_t, const int8_t *, int32_t, int32_t *)
+        void panel(const bc_matrix *, int64_t, int64_t, int64_t, uint8_t *)
+
+    ctypedef struct bc_attention:
+        const float *q[2]
+        float *out[2]
+        int32_t n_q, n_keys, head_dim, v_stride
+        const void *k
+        const void *v
+        int32_t cache_type
+        float scale
+
+    ctypedef struct bc_isa:
+        const char *name
+        int usable()
+        float norm(const float *, const float *, float, int64_t, float *)
+        int quantise(const float *, int64_t, int64_t, int8_t *, float *, int32_t *)
+        void silu_mul(const float *, const float *, int64_t, float *)
+        void relu2_mul(const float *, const float *, int64_t, float *)
+        void exp(const float *, int64_t, float *)
+        void store_kv(const float *, const float *, int32_t, int32_t, int32_t, int64_t, void *, void *)
+        void attend(const bc_attention *)
+        void dense(const bc_matrix *, int64_t, int64_t, const float *, int64_t, int64_t, float *, int64_t)
+        void tile(const uint8_t *, const int8_t *, int32_t, int64_t, int32_t *)
+        const bc_ternary *ternary
+        int32_t n_ternary
+
+    const bc_isa *bc_isas[BC_N_ISAS]
+    const bc_ternary *bc_find_ternary(const bc_isa *, int32_t)
+    void bc_rope_rows(const float *, int32_t, int64_t, int64_t, float *, float *)
+
+    ctypedef struct bc_layer:
+        const float *attn_norm
+        const float *attn_sub_norm
+        const float *ffn_norm
+        const float *ffn_sub_norm
+        bc_matrix q, k, v, output, gate, up, down
+
+    ctypedef struct bc_model:
+        const bc_isa *isa
+        int32_t n_layers, hidden, ffn, n_heads, n_kv_heads, head_dim, relu2, interleaved
+        float eps, attention_scale
+        const bc_layer *layers
+        const float *output_norm
+        bc_matrix embedding, head
+
+    ctypedef struct bc_cache:
+        int32_t type
+        int64_t n_ctx
+        uint8_t *k
+        uint8_t *v
+        const float *cos
+        const float *sin
+
+    ctypedef struct bc_batch:
+        int64_t n
+        const int32_t *token
+        const int32_t *position
+        const int32_t *sequence
+        int64_t n_logits
+        const int32_t *logit_rows
+        float *logits
+        int8_t *trace_codes[4]
+        float *trace_scale
+
+    ctypedef struct bc_scratch:
+        pass
+
+    int64_t bc_scratch_layout(const bc_model *, int64_t, uint8_t *, bc_scratch *)
+    int64_t bc_value_stride(const bc_model *)
+    int64_t bc_site_width(const bc_model *, int)
+    int64_t bc_round_up(int64_t, int64_t)
+    int bc_is_dense(int32_t)
+    int32_t bc_forward(const bc_model *, const bc_cache *, const bc_batch *, uint8_t *, int32_t, int32_t *)
+
+cdef extern from "csrc/cpu.h" nogil:
+    enum: BC_MAX_FEATURES
+    ctypedef struct bc_cpu_feature:
+        const char *name
+        int present
+    int bc_cpu_features(bc_cpu_feature *)
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    enum { BC_OPENMP = 1 };
+    #else
+    enum { BC_OPENMP = 0 };
+    #endif
+    """
+    enum: BC_OPENMP
+
+LANES = BC_LANES
+KEYS = BC_KEYS
+PANEL_ROWS = BC_PANEL_ROWS
+PANEL_COLS = BC_PANEL_COLS
+MAX_HEAD_DIM = BC_MAX_HEAD_DIM
+SITES = BC_SITES
+
+
+def has_openmp() -> bool:
+    """Whether this build runs more than one thread."""
+    return bool(BC_OPENMP)
+
+
+def cpu_features() -> dict:
+    """The CPU features that kernels look for, by name."""
+    cdef bc_cpu_feature features[BC_MAX_FEATURES]
+    cdef int n = bc_cpu_features(features)
+    return {features[i].name.decode(): bool(features[i].present) for i in range(n)}
+
+
+def all_isas() -> list:
+    """The instruction sets that this build has kernels for, best first."""
+    return [bc_isas[i].name.decode() for i in range(BC_N_ISAS)]
+
+
+def isas() -> list:
+    """Those of all_isas() that this CPU can run."""
+    return [bc_isas[i].name.decode() for i in range(BC_N_ISAS) if bc_isas[i].usable()]
+
+
+cdef const bc_isa *find_isa(str name) except NULL:
+    for i in range(BC_N_ISAS):
+        if bc_isas[i].name.decode() == name and bc_isas[i].usable():
+            return bc_isas[i]
+    raise ValueError(f"no instruction set {name!r} on this CPU; there is {', '.join(isas())}")
+
+
+def kernel_names(str isa, int type_id) -> tuple:
+    """The C functions (decode, prefill) that execute a ternary type, or () when it is not executed natively."""
+    cdef const bc_ternary *kernels = bc_find_ternary(find_isa(isa), type_id)
+    return () if kernels == NULL else (kernels.gemv_name.decode(), kernels.panel_name.decode())
+
+
+cdef bc_matrix as_matrix(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, float scale) except *:
+    cdef bc_matrix m
+    cdef int64_t need
+    if rows <= 0 or cols <= 0:
+        raise ValueError(f"a matrix of {rows} x {cols}")
+    if bc_is_dense(type_id):
+        need = rows * cols * (4 if type_id == BC_F32 else 2)
+        if (<size_t>&data[0]) % (4 if type_id == BC_F32 else 2):
+            raise ValueError("the data of a dense matrix is not aligned")
+    elif type_id == BC_I2_S:
+        if cols % 128:
+            raise ValueError(f"I2_S needs columns in multiples of 128, not {cols}")
+        need = rows * cols // 4
+    else:
+        raise ValueError(f"no kernels for tensor type {type_id}")
+    if data.shape[0] < need:
+        raise ValueError(f"a matrix of {rows} x {cols} needs {need} bytes, not {data.shape[0]}")
+    m.data, m.rows, m.cols, m.type, m.scale = &data[0], rows, cols, type_id, scale
+    return m
+
+
+cdef class Engine:
+    """A model ready to run: its dimensions, the kernels of one instruction set, and pointers into the mapped file.
+
+    Weights are (data uint8, rows, cols, type id, scale) tuples; norms are float32 arrays. Everything given is kept
+    alive by the engine. A model is complete once `set_layer` was called for each layer.
+    """
+
+    cdef bc_model model
+    cdef bc_layer *layers
+    cdef list keep
+    cdef readonly int vocab
+    cdef int n_set
+
+    def __cinit__(self, *, str isa, int n_layers, int hidden, int ffn, int n_heads, int n_kv_heads, int head_dim, bint relu2,
+                  bint interleaved, float eps, float attention_scale, output_norm, embedding, head):
+        if min(n_layers, hidden, ffn, n_heads, n_kv_heads, head_dim) < 1 or n_heads % n_kv_heads or head_dim % 2:
+            raise ValueError("impossible model dimensions")
+        if head_dim > BC_MAX_HEAD_DIM:
+            raise ValueError(f"head_dim {head_dim} is larger than {BC_MAX_HEAD_DIM}")
+        self.keep = []
+        self.n_set = 0
+        self.layers = <bc_layer *>calloc(n_layers, sizeof(bc_layer))
+        if self.layers == NULL:
+            raise MemoryError
+        self.model.isa = find_isa(isa)
+        self.model.n_layers, self.model.hidden, self.model.ffn = n_layers, hidden, ffn
+        self.model.n_heads, self.model.n_kv_heads, self.model.head_dim = n_heads, n_kv_heads, head_dim
+        self.model.relu2, self.model.interleaved = relu2, interleaved
+        self.model.eps, self.model.attention_scale = eps, attention_scale
+        self.model.layers = self.layers
+        self.model.output_norm = self.norm(output_norm, hidden)
+        self.model.embedding = self.matrix(embedding, embedding[1], hidden)
+        self.model.head = self.matrix(head, embedding[1], hidden)
+        if not bc_is_dense(self.model.embedding.type) or not bc_is_dense(self.model.head.type):
+            raise ValueError("embedding and head must be F32, F16 or BF16")
+        self.vocab = embedding[1]
+
+    def __dealloc__(self):
+        free(self.layers)
+
+    cdef const float *norm(self, array, int64_t n) except NULL:
+        cdef const float[::1] values = array
+        if values.shape[0] != n:
+            raise ValueError(f"a norm of {values.shape[0]} weights, expected {n}")
+        self.keep.append(array)
+        return &values[0]
+
+    cdef bc_matrix matrix(self, weight, int64_t rows, int64_t cols) except *:
+        cdef bc_matrix m = as_matrix(weight[0], weight[1], weight[2], weight[3], weight[4])
+        if m.rows != rows or m.cols != (cols if bc_is_dense(m.type) else bc_round_up(cols, 128)):
+            raise ValueError(f"a weight of {m.rows} x {m.cols}, expected {rows} x {cols}")
+        if not bc_is_dense(m.type) and bc_find_ternary(self.model.isa, m.type) == NULL:
+            raise ValueError(f"no kernel for tensor type {m.type}")
+        self.keep.append(weight[0])
+        return m
+
+    def set_layer(self, int index, *, attn_norm, attn_sub_norm, ffn_norm, ffn_sub_norm, q, k, v, output, gate, up, down):
+        """Give a layer its weights; sub-norms may be None."""
+        if not 0 <= index < self.model.n_layers:
+            raise IndexError(index)
+        cdef bc_layer *l = self.layers + index
+        cdef int64_t hidden = self.model.hidden, ffn = self.model.ffn
+        cdef int64_t q_width = self.model.n_heads * self.model.head_dim, kv_width = self.model.n_kv_heads * self.model.head_dim
+        if l.attn_norm == NULL:
+            self.n_set += 1
+        l.attn_norm, l.ffn_norm = self.norm(attn_norm, hidden), self.norm(ffn_norm, hidden)
+        if attn_sub_norm is not None:
+            l.attn_sub_norm = self.norm(attn_sub_norm, q_width)
+        if ffn_sub_norm is not None:
+            l.ffn_sub_norm = self.norm(ffn_sub_norm, ffn)
+        l.q, l.k, l.v = self.matrix(q, q_width, hidden), self.matrix(k, kv_width, hidden), self.matrix(v, kv_width, hidden)
+        l.output = self.matrix(output, hidden, q_width)
+        l.gate, l.up, l.down = self.matrix(gate, ffn, hidden), self.matrix(up, ffn, hidden), self.matrix(down, hidden, ffn)
+
+    def scratch_bytes(self, int64_t n) -> int:
+        """Working memory of a batch of n tokens."""
+        cdef bc_scratch s
+        return bc_scratch_layout(&self.model, n, NULL, &s)
+
+    def cache_bytes(self, int64_t n_ctx, int type_id) -> int:
+        """Memory of a key/value cache of n_ctx positions, for one sequence."""
+        cdef int64_t per_position = self.model.head_dim + bc_value_stride(&self.model)
+        return (bc_round_up(n_ctx, BC_KEYS) * self.model.n_layers * self.model.n_kv_heads * per_position
+                * (4 if type_id == BC_F32 else 2))
+
+
+cdef class Cache:
+    """Keys and values of some sequences, with the RoPE table of their positions.
+
+    inv_freq: float32 [head_dim / 2]. Memory is reserved at once and used as positions are.
+    """
+
+    cdef bc_cache cache
+    cdef Engine engine
+    cdef object k, v, cos, sin, inv_freq, scratch
+    cdef readonly int64_t n_ctx
+    cdef readonly int n_sequences
+    cdef int64_t rope_rows
+
+    def __cinit__(self, Engine engine, int64_t n_ctx, int type_id, inv_freq, int n_sequences=1):
+        if engine.n_set != engine.model.n_layers:
+            raise ValueError("the engine has layers without weights")
+        if n_ctx < 1 or n_sequences < 1 or n_ctx > 2**31 - 64 or type_id not in (BC_F16, BC_F32):
+            raise ValueError("impossible cache")
+        self.engine, self.n_ctx, self.n_sequences = engine, n_ctx, n_sequences
+        cdef int64_t half = engine.model.head_dim // 2, heads = engine.model.n_layers * engine.model.n_kv_heads * n_sequences
+        self.inv_freq = np.ascontiguousarray(inv_freq, dtype=np.float32)
+        if self.inv_freq.shape != (half,):
+            raise ValueError(f"inv_freq must have {half} values")
+        self.cache.type, self.cache.n_ctx = type_id, bc_round_up(n_ctx, BC_KEYS)
+        size = 4 if type_id == BC_F32 else 2
+        self.k = np.zeros(heads * self.cache.n_ctx * engine.model.head_dim * size, dtype=np.uint8)
+        self.v = np.zeros(heads * self.cache.n_ctx * bc_value_stride(&engine.model) * size, dtype=np.uint8)
+        self.cos = np.empty((n_ctx, half), dtype=np.float32)
+        self.sin = np.empty((n_ctx, half), dtype=np.float32)
+        cdef uint8_t[::1] k = self.k, v = self.v
+        cdef float[:, ::1] cos = self.cos, sin = self.sin
+        self.cache.k, self.cache.v, self.cache.cos, self.cache.sin = &k[0], &v[0], &cos[0, 0], &sin[0, 0]
+        self.scratch = np.zeros(0, dtype=np.uint8)
+        self.rope_rows = 0
+
+    cdef void fill_rope(self, int64_t rows) except *:
+        cdef float[:, ::1] cos = self.cos, sin = self.sin
+        cdef const float[::1] inv_freq = self.inv_freq
+        if rows > self.rope_rows:
+            rows = min(bc_round_up(rows, 256), self.n_ctx)
+            bc_rope_rows(&inv_freq[0], <int32_t>inv_freq.shape[0], self.rope_rows, rows, &cos[0, 0], &sin[0, 0])
+            self.rope_rows = rows
+
+    def forward(self, const int32_t[::1] tokens, const int32_t[::1] positions, const int32_t[::1] sequences,
+                const int32_t[::1] logit_rows, int threads, bint trace=False):
+        """Run a batch of (token, position, sequence); positions of a sequence must ascend and follow its cached ones.
+
+        Returns (logits float32 [wanted, vocab], threads that took part, first bad site or -1, trace or None), where
+        trace is ([codes int8 [layers, tokens, padded cols] for each site], scale float32 [layers, sites, tokens]) and
+        a bad site is layer * SITES + site, or layers * SITES for the last norm.
+        """
+        cdef bc_batch batch
+        cdef int64_t n = tokens.shape[0], i, last = 0
+        cdef int32_t bad, size
+        cdef bc_model *model = &self.engine.model
+        if n < 1 or positions.shape[0] != n or sequences.shape[0] != n or logit_rows.shape[0] > n or threads < 1:
+            raise ValueError("batch arrays of unequal length")
+        for i in range(n):
+            if not 0 <= tokens[i] < self.engine.vocab:
+                raise ValueError(f"token {tokens[i]} is outside the vocabulary of {self.engine.vocab}")
+            if not 0 <= positions[i] < self.n_ctx or not 0 <= sequences[i] < self.n_sequences:
+                raise ValueError(f"position {positions[i]} of sequence {sequences[i]} is outside the cache")
+            last = max(last, positions[i])
+        for i in range(logit_rows.shape[0]):
+            if not 0 <= logit_rows[i] < n:
+                raise ValueError("a wanted row is outside the batch")
+        self.fill_rope(last + 1)
+        cdef int64_t need = self.engine.scratch_bytes(n) + 64
+        if self.scratch.shape[0] < need:
+            self.scratch = np.zeros(need, dtype=np.uint8)
+        cdef uint8_t[::1] scratch = self.scratch
+        cdef uint8_t *base = &scratch[0] + (64 - <size_t>&scratch[0] % 64) % 64
+        logits = np.empty((logit_rows.shape[0], self.engine.vocab), dtype=np.float32)
+        cdef float[:, ::1] logits_view = logits
+        batch.n, batch.token, batch.position, batch.sequence = n, &tokens[0], &positions[0], &sequences[0]
+        batch.n_logits = logit_rows.shape[0]
+        batch.logit_rows = &logit_rows[0] if batch.n_logits else NULL
+        batch.logits = &logits_view[0, 0] if batch.n_logits else NULL
+        cdef int8_t[:, :, ::1] codes
+        cdef float[:, :, ::1] scales
+        for i in range(BC_SITES):
+            batch.trace_codes[i] = NULL
+        batch.trace_scale = NULL
+        traced = None
+        if trace:
+            traced = ([np.zeros((model.n_layers, n, bc_round_up(bc_site_width(model, i), 128)), dtype=np.int8)
+                       for i in range(BC_SITES)], np.zeros((model.n_layers, BC_SITES, n), dtype=np.float32))
+            scales = traced[1]
+            batch.trace_scale = &scales[0, 0, 0]
+            for i in range(BC_SITES):
+                codes = traced[0][i]
+                batch.trace_codes[i] = &codes[0, 0, 0]
+        with nogil:
+            size = bc_forward(model, &self.cache, &batch, base, threads, &bad)
+        return logits, size, (-1 if bad == 2**31 - 1 else bad), traced
+
+
+# The kernels one by one, for tests and for the self-test of `bitconv doctor`.
+
+def quantise(const float[::1] x, str isa) -> tuple:
+    """(codes int8 [n], scale, sum, finite) of one activation row."""
+    cdef const bc_isa *kernels = find_isa(isa)
+    codes = np.empty(bc_round_up(x.shape[0], 128), dtype=np.int8)
+    cdef int8_t[::1] q = codes
+    cdef float scale
+    cdef int32_t total
+    cdef int bad = kernels.quantise(&x[0], x.shape[0], q.shape[0], &q[0], &scale, &total)
+    if np.any(codes[x.shape[0]:]):
+        raise AssertionError("padding codes are not zero")
+    return codes[:x.shape[0]], scale, total, not bad
+
+
+def gemv(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const int8_t[::1] q, str isa,
+         int64_t row0=0, row1=None):
+    """int32 [row1 - row0]: exact products of a ternary weight with the codes q of one token."""
+    cdef const bc_isa *kernels = find_isa(isa)
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0)
+    cdef int64_t end = rows if row1 is None else row1
+    if q.shape[0] != cols or not 0 <= row0 < end <= rows or bc_is_dense(type_id):
+        raise ValueError("wrong arguments")
+    out = np.empty(end - row0, dtype=np.int32)
+    cdef int32_t[::1] sums = out
+    cdef int32_t q_sum = int(np.asarray(q).sum(dtype=np.int64))
+    bc_find_ternary(kernels, type_id).gemv(&m, row0, end, &q[0], q_sum, &sums[0])
+    return out
+
+
+def panel(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, int64_t row0, int64_t k0, int64_t k1, str isa):
+    """uint8 [(k1 - k0) / 4, 16, 4]: codes trit + 1 of 16 rows."""
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0)
+    if not 0 <= row0 < rows or not 0 <= k0 < k1 <= cols or k0 % 128 or k1 % 128 or bc_is_dense(type_id):
+        raise ValueError("wrong arguments")
+    out = np.empty(((k1 - k0) // 4, BC_PANEL_ROWS, 4), dtype=np.uint8)
+    cdef uint8_t[:, :, ::1] codes = out
+    bc_find_ternary(find_isa(isa), type_id).panel(&m, row0, k0, k1, &codes[0, 0, 0])
+    return out
+
+
+def tile(const uint8_t[:, :, ::1] panel, const int8_t[:, :, ::1] tokens, str isa):
+    """int32 [tile, 16]: panel [k/4, 16, 4] times tokens [k/4, tile, 4], tile being 2, 4 or 6."""
+    if panel.shape[0] != tokens.shape[0] or panel.shape[1] != BC_PANEL_ROWS or panel.shape[2] != 4 or tokens.shape[2] != 4:
+        raise ValueError("wrong shapes")
+    if tokens.shape[1] not in (2, 4, 6) or panel.shape[0] < 1:
+        raise ValueError("wrong tile")
+    out = np.zeros((tokens.shape[1], BC_PANEL_ROWS), dtype=np.int32)
+    cdef int32_t[:, ::1] sums = out
+    find_isa(isa).tile(&panel[0, 0, 0], &tokens[0, 0, 0], <int32_t>tokens.shape[1], panel.shape[0] * 4, &sums[0, 0])
+    return out
+
+
+def dense(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const float[:, ::1] x, str isa):
+    """float32 [tokens, rows]: a dense weight times x [tokens, cols padded to LANES]."""
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0)
+    if not bc_is_dense(type_id) or x.shape[1] != bc_round_up(cols, BC_LANES):
+        raise ValueError("wrong arguments")
+    out = np.empty((x.shape[0], rows), dtype=np.float32)
+    cdef float[:, ::1] y = out
+    find_isa(isa).dense(&m, 0, rows, &x[0, 0], x.shape[1], x.shape[0], &y[0, 0], rows)
+    return out
+
+
+def norm(const float[::1] x, const float[::1] g, float eps, str isa):
+    """float32 [n]: RMS norm of one row."""
+    if g.shape[0] != x.shape[0]:
+        raise ValueError("wrong shapes")
+    out = np.empty(bc_round_up(x.shape[0], BC_LANES), dtype=np.float32)
+    cdef float[::1] y = out
+    find_isa(isa).norm(&x[0], &g[0], eps, x.shape[0], &y[0])
+    return out[:x.shape[0]]
+
+
+def exp(const float[::1] x, str isa):
+    """float32 [n]: e^x."""
+    out = np.empty(x.shape[0], dtype=np.float32)
+    cdef float[::1] y = out
+    find_isa(isa).exp(&x[0], x.shape[0], &y[0])
+    return out
+
+
+def gate_mul(const float[::1] gate, const float[::1] up, bint relu2, str isa):
+    """float32 [n]: activation(gate) * up, n a multiple of LANES."""
+    if gate.shape[0] != up.shape[0] or gate.shape[0] % BC_LANES:
+        raise ValueError("wrong shapes")
+    out = np.empty(gate.shape[0], dtype=np.float32)
+    cdef float[::1] y = out
+    cdef const bc_isa *kernels = find_isa(isa)
+    if relu2:
+        kernels.relu2_mul(&gate[0], &up[0], gate.shape[0], &y[0])
+    else:
+        kernels.silu_mul(&gate[0], &up[0], gate.shape[0], &y[0])
+    return out
+
+
+def attention(const float[:, ::1] q, const float[:, ::1] k, const float[:, ::1] v, int type_id, float scale, str isa):
+    """float32 [heads, head_dim]: 1 or 2 query heads over all keys and values [n, head_dim], through a cache of the type."""
+    cdef const bc_isa *kernels = find_isa(isa)
+    cdef int32_t dim = <int32_t>q.shape[1], stride = <int32_t>bc_round_up(q.shape[1], 16)
+    cdef int64_t n = k.shape[0], key
+    if k.shape[1] != dim or v.shape[1] != dim or v.shape[0] != n or n < 1 or not 1 <= q.shape[0] <= BC_QUERIES:
+        raise ValueError("wrong shapes")
+    if type_id not in (BC_F16, BC_F32) or dim > BC_MAX_HEAD_DIM:
+        raise ValueError("wrong arguments")
+    size = 4 if type_id == BC_F32 else 2
+    cdef uint8_t[::1] k_cache = np.zeros(bc_round_up(n, BC_KEYS) * dim * size, dtype=np.uint8)
+    cdef uint8_t[::1] v_cache = np.zeros(bc_round_up(n, BC_KEYS) * stride * size, dtype=np.uint8)
+    for key in range(n):
+        kernels.store_kv(&k[key, 0], &v[key, 0], dim, stride, type_id, key, &k_cache[0], &v_cache[0])
+    out = np.empty((q.shape[0], dim), dtype=np.float32)
+    cdef float[:, ::1] y = out
+    cdef bc_attention a
+    a.n_q, a.n_keys, a.head_dim, a.v_stride = <int32_t>q.shape[0], <int32_t>n, dim, stride
+    a.k, a.v, a.cache_type, a.scale = &k_cache[0], &v_cache[0], type_id, scale
+    for i in range(q.shape[0]):
+        a.q[i], a.out[i] = &q[i, 0], &y[i, 0]
+    kernels.attend(&a)
+    return out
+
+
+def rope_table(const float[::1] inv_freq, int64_t n) -> tuple:
+    """(cos, sin) float32 [n, head_dim / 2] of positions 0..n-1."""
+    cos, sin = np.empty((n, inv_freq.shape[0]), np.float32), np.empty((n, inv_freq.shape[0]), np.float32)
+    cdef float[:, ::1] c = cos, s = sin
+    bc_rope_rows(&inv_freq[0], <int32_t>inv_freq.shape[0], 0, n, &c[0, 0], &s[0, 0])
+    return cos, sin

@@ -1,0 +1,348 @@
+/* The float kernels, written once over the SIMD vocabulary and compiled per instruction set through ISA(name).
+ *
+ * Elementwise steps round as plain IEEE operations do; reductions follow the virtual lanes of kernel_api.h. So every
+ * instruction set gives the same bits. No include guard: each ISA header includes this file.
+ */
+
+#define NV (BC_LANES / VL) /* vectors that hold the virtual lanes */
+
+/* 32 floats of x from i on, padded with zeros through tmp past n */
+BC_INLINE const float *ISA(lanes_at)(const float *x, int64_t i, int64_t n, float *tmp)
+{
+    if (n - i >= BC_LANES)
+        return x + i;
+    memset(tmp, 0, BC_LANES * sizeof *tmp);
+    memcpy(tmp, x + i, (size_t)(n - i) * sizeof *tmp);
+    return tmp;
+}
+
+BC_INLINE float ISA(fold)(VF *acc)
+{
+    for (int half = NV / 2; half > 0; half /= 2)
+        for (int v = 0; v < half; v++)
+            acc[v] = ISA(vf_add)(acc[v], acc[v + half]);
+    return ISA(vf_fold)(acc[0]);
+}
+
+/* e^x: 2^n * e^r with |r| <= ln(2)/2; the Taylor sum to r^7 is within 1e-8 of e^r. NaN stays NaN. */
+BC_INLINE VF ISA(vf_exp)(VF x)
+{
+    const VF low = ISA(vf_set1)(-105.0f), high = ISA(vf_set1)(90.0f); /* past these the result is 0 or infinity */
+    const VF clamped = ISA(vf_min)(ISA(vf_max)(x, low), high);
+    const VF n = ISA(vf_round)(ISA(vf_mul)(clamped, ISA(vf_set1)(1.44269504f)));
+    VF r = ISA(vf_fma)(n, ISA(vf_set1)(-0.693145751953125f), clamped); /* ln(2) in two parts: n times the first is exact */
+    r = ISA(vf_fma)(n, ISA(vf_set1)(-1.42860677e-06f), r);
+    VF p = ISA(vf_set1)(1.0f / 5040);
+    p = ISA(vf_fma)(p, r, ISA(vf_set1)(1.0f / 720));
+    p = ISA(vf_fma)(p, r, ISA(vf_set1)(1.0f / 120));
+    p = ISA(vf_fma)(p, r, ISA(vf_set1)(1.0f / 24));
+    p = ISA(vf_fma)(p, r, ISA(vf_set1)(1.0f / 6));
+    p = ISA(vf_fma)(p, r, ISA(vf_set1)(0.5f));
+    p = ISA(vf_fma)(p, r, ISA(vf_set1)(1.0f));
+    p = ISA(vf_fma)(p, r, ISA(vf_set1)(1.0f));
+    const VF n1 = ISA(vf_round)(ISA(vf_mul)(n, ISA(vf_set1)(0.5f))), n2 = ISA(vf_sub)(n, n1); /* 2^n may be subnormal */
+    const VF y = ISA(vf_mul)(ISA(vf_mul)(p, ISA(vf_exp2i)(n1)), ISA(vf_exp2i)(n2));
+    return ISA(vf_if_nan)(x, x, y);
+}
+
+static void ISA(exp)(const float *x, int64_t n, float *y)
+{
+    for (int64_t i = 0; i < n; i += BC_LANES) {
+        float tmp[BC_LANES], result[BC_LANES];
+        const float *p = ISA(lanes_at)(x, i, n, tmp);
+        for (int v = 0; v < NV; v++)
+            ISA(vf_store)(result + v * VL, ISA(vf_exp)(ISA(vf_load)(p + v * VL)));
+        memcpy(y + i, result, (size_t)bc_min(n - i, BC_LANES) * sizeof *y);
+    }
+}
+
+static float ISA(norm)(const float *x, const float *g, float eps, int64_t n, float *y)
+{
+    float tmp[BC_LANES];
+    VF acc[NV];
+    for (int v = 0; v < NV; v++)
+        acc[v] = ISA(vf_set1)(0.0f);
+    for (int64_t i = 0; i < n; i += BC_LANES) {
+        const float *p = ISA(lanes_at)(x, i, n, tmp);
+        for (int v = 0; v < NV; v++) {
+            const VF a = ISA(vf_load)(p + v * VL);
+            acc[v] = ISA(vf_fma)(a, a, acc[v]);
+        }
+    }
+    const float sum = ISA(fold)(acc);
+    const float inverse = 1.0f / sqrtf(sum / (float)n + eps);
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] * inverse * g[i];
+    for (int64_t i = n; i < bc_round_up(n, BC_LANES); i++)
+        y[i] = 0.0f;
+    return sum;
+}
+
+/* scale = 127 / max|x| in two roundings, as torch evaluates it; codes are rounded half to even */
+static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, float *scale, int32_t *sum)
+{
+    float tmp[BC_LANES], lanes[VL];
+    VF most = ISA(vf_set1)(1e-5f), wrong = ISA(vf_set1)(0.0f);
+    for (int64_t i = 0; i < n; i += BC_LANES) {
+        const float *p = ISA(lanes_at)(x, i, n, tmp);
+        for (int v = 0; v < NV; v++) {
+            const VF a = ISA(vf_load)(p + v * VL);
+            wrong = ISA(vf_add)(wrong, ISA(vf_sub)(a, a)); /* 0 for a finite value, NaN for the others */
+            most = ISA(vf_max)(ISA(vf_abs)(a), most);
+        }
+    }
+    const float bad = ISA(vf_fold)(wrong);
+    ISA(vf_store)(lanes, most);
+    float m = lanes[0];
+    for (int i = 1; i < VL; i++)
+        m = lanes[i] > m ? lanes[i] : m;
+    *sum = 0;
+    if (bad != bad) {
+        memset(q, 0, (size_t)n_pad);
+        *scale = 1.0f;
+        return 1;
+    }
+    *scale = (1.0f / m) * 127.0f;
+    const VF s = ISA(vf_set1)(*scale);
+    for (int64_t i = 0; i < n; i += BC_LANES) {
+        int8_t codes[BC_LANES];
+        const float *p = ISA(lanes_at)(x, i, n, tmp);
+        for (int v = 0; v < NV; v++)
+            *sum += ISA(vf_store_i8)(codes + v * VL, ISA(vf_round)(ISA(vf_mul)(ISA(vf_load)(p + v * VL), s)));
+        memcpy(q + i, codes, (size_t)bc_min(n - i, BC_LANES));
+    }
+    memset(q + n, 0, (size_t)(n_pad - n));
+    return 0;
+}
+
+/* the rows of the two products are padded to BC_LANES, so whole vectors are read and written */
+static void ISA(silu_mul)(const float *gate, const float *up, int64_t n, float *y)
+{
+    const VF one = ISA(vf_set1)(1.0f), minus_one = ISA(vf_set1)(-1.0f);
+    for (int64_t i = 0; i < n; i += VL) {
+        const VF g = ISA(vf_load)(gate + i);
+        const VF e = ISA(vf_exp)(ISA(vf_mul)(g, minus_one));
+        ISA(vf_store)(y + i, ISA(vf_mul)(ISA(vf_div)(g, ISA(vf_add)(one, e)), ISA(vf_load)(up + i)));
+    }
+}
+
+static void ISA(relu2_mul)(const float *gate, const float *up, int64_t n, float *y)
+{
+    const VF zero = ISA(vf_set1)(0.0f);
+    for (int64_t i = 0; i < n; i += VL) {
+        const VF g = ISA(vf_load)(gate + i), positive = ISA(vf_if_less)(g, zero, zero, g); /* keeps NaN */
+        ISA(vf_store)(y + i, ISA(vf_mul)(ISA(vf_mul)(positive, positive), ISA(vf_load)(up + i)));
+    }
+}
+
+static void ISA(rope)(float *head, const float *cos, const float *sin, int32_t head_dim, int32_t interleaved)
+{
+    const int32_t half = head_dim / 2;
+    for (int32_t i = 0; i < half; i++) {
+        float *first = interleaved ? head + 2 * i : head + i, *second = interleaved ? first + 1 : first + half;
+        const float a = *first, b = *second;
+        *first = a * cos[i] - b * sin[i];
+        *second = b * cos[i] + a * sin[i];
+    }
+}
+
+/* keys are stored dimension by dimension within a block, so that the scores of 32 keys need no horizontal sum */
+static void ISA(store_kv)(const float *k, const float *v, int32_t head_dim, int32_t v_stride, int32_t type, int64_t key,
+                          void *k_cache, void *v_cache)
+{
+    const int64_t k_at = key / BC_KEYS * head_dim * BC_KEYS + key % BC_KEYS, v_at = key * v_stride;
+    if (type == BC_F32) {
+        float *keys = (float *)k_cache + k_at;
+        for (int32_t d = 0; d < head_dim; d++)
+            keys[(int64_t)d * BC_KEYS] = k[d];
+        memcpy((float *)v_cache + v_at, v, (size_t)head_dim * sizeof *v);
+        return;
+    }
+    uint16_t *keys = (uint16_t *)k_cache + k_at, *values = (uint16_t *)v_cache + v_at;
+    int32_t d = 0;
+    for (; d + VL <= head_dim; d += VL) {
+        uint16_t halves[VL];
+        ISA(vf_store_f16)(halves, ISA(vf_load)(k + d));
+        for (int i = 0; i < VL; i++)
+            keys[(int64_t)(d + i) * BC_KEYS] = halves[i];
+        ISA(vf_store_f16)(values + d, ISA(vf_load)(v + d));
+    }
+    for (; d < head_dim; d++) {
+        keys[(int64_t)d * BC_KEYS] = bc_f32_to_f16(k[d]);
+        values[d] = bc_f32_to_f16(v[d]);
+    }
+}
+
+BC_INLINE VF ISA(load_as)(const void *p, int64_t i, int32_t type)
+{
+    if (type == BC_F32)
+        return ISA(vf_load)((const float *)p + i);
+    if (type == BC_F16)
+        return ISA(vf_load_f16)((const uint16_t *)p + i);
+    return ISA(vf_load_bf16)((const uint16_t *)p + i);
+}
+
+static void ISA(widen)(const void *src, int32_t type, int64_t n, float *dst)
+{
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL)
+        ISA(vf_store)(dst + i, ISA(load_as)(src, i, type));
+    for (; i < n; i++) {
+        if (type == BC_F32)
+            dst[i] = ((const float *)src)[i];
+        else if (type == BC_F16)
+            dst[i] = bc_f16_to_f32(((const uint16_t *)src)[i]);
+        else
+            dst[i] = bc_bf16_to_f32(((const uint16_t *)src)[i]);
+    }
+}
+
+/* acc[q][d .. d + n_v*VL] = acc * correction + sum over keys of p[q][key] * v[key][d ..], keys in ascending order */
+BC_INLINE void ISA(add_values)(const bc_attention *a, int n_q, int n_v, int32_t type, int64_t first, int32_t n_keys, int32_t d,
+                               float p[][BC_KEYS], const float *correction, float acc[][BC_MAX_HEAD_DIM])
+{
+    VF sum[BC_QUERIES][NV];
+    for (int q = 0; q < n_q; q++)
+        for (int v = 0; v < n_v; v++)
+            sum[q][v] = ISA(vf_mul)(ISA(vf_load)(acc[q] + d + v * VL), ISA(vf_set1)(correction[q]));
+    for (int32_t key = 0; key < n_keys; key++)
+        for (int v = 0; v < n_v; v++) {
+            const VF value = ISA(load_as)(a->v, (first + key) * a->v_stride + d + v * VL, type);
+            for (int q = 0; q < n_q; q++)
+                sum[q][v] = ISA(vf_fma)(ISA(vf_set1)(p[q][key]), value, sum[q][v]);
+        }
+    for (int q = 0; q < n_q; q++)
+        for (int v = 0; v < n_v; v++)
+            ISA(vf_store)(acc[q] + d + v * VL, sum[q][v]);
+}
+
+/* Online softmax over blocks of 32 keys from position 0: a query does the same steps in the same order whatever the
+ * batch. Keys past the last are never read as values, and their scores are set to -infinity. */
+BC_INLINE void ISA(attend_n)(const bc_attention *a, int n_q, int32_t type)
+{
+    float acc[BC_QUERIES][BC_MAX_HEAD_DIM], p[BC_QUERIES][BC_KEYS], best[BC_QUERIES], correction[BC_QUERIES];
+    VF total[BC_QUERIES][NV];
+    for (int q = 0; q < n_q; q++) {
+        memset(acc[q], 0, (size_t)a->v_stride * sizeof(float));
+        best[q] = -INFINITY;
+        for (int v = 0; v < NV; v++)
+            total[q][v] = ISA(vf_set1)(0.0f);
+    }
+    for (int32_t first = 0; first < a->n_keys; first += BC_KEYS) {
+        const int32_t n = a->n_keys - first < BC_KEYS ? a->n_keys - first : BC_KEYS;
+        VF s[BC_QUERIES][NV];
+        for (int q = 0; q < n_q; q++)
+            for (int v = 0; v < NV; v++)
+                s[q][v] = ISA(vf_set1)(0.0f);
+        for (int32_t d = 0; d < a->head_dim; d++)
+            for (int v = 0; v < NV; v++) {
+                const VF k = ISA(load_as)(a->k, ((int64_t)first * a->head_dim) + (int64_t)d * BC_KEYS + v * VL, type);
+                for (int q = 0; q < n_q; q++)
+                    s[q][v] = ISA(vf_fma)(ISA(vf_set1)(a->q[q][d]), k, s[q][v]);
+            }
+        for (int q = 0; q < n_q; q++) {
+            for (int v = 0; v < NV; v++)
+                ISA(vf_store)(p[q] + v * VL, ISA(vf_mul)(s[q][v], ISA(vf_set1)(a->scale)));
+            float most = best[q];
+            for (int i = 0; i < BC_KEYS; i++) {
+                if (i >= n)
+                    p[q][i] = -INFINITY;
+                most = p[q][i] > most ? p[q][i] : most;
+            }
+            float lanes[VL];
+            ISA(vf_store)(lanes, ISA(vf_exp)(ISA(vf_set1)(best[q] - most)));
+            correction[q] = lanes[0];
+            best[q] = most;
+            for (int v = 0; v < NV; v++) {
+                const VF e = ISA(vf_exp)(ISA(vf_sub)(ISA(vf_load)(p[q] + v * VL), ISA(vf_set1)(most)));
+                ISA(vf_store)(p[q] + v * VL, e);
+                total[q][v] = ISA(vf_fma)(total[q][v], ISA(vf_set1)(correction[q]), e);
+            }
+        }
+        int32_t d = 0;
+        for (; d + NV * VL <= a->v_stride; d += NV * VL)
+            ISA(add_values)(a, n_q, NV, type, first, n, d, p, correction, acc);
+        for (; d < a->v_stride; d += VL)
+            ISA(add_values)(a, n_q, 1, type, first, n, d, p, correction, acc);
+    }
+    for (int q = 0; q < n_q; q++) {
+        const float sum = ISA(fold)(total[q]);
+        for (int32_t d = 0; d < a->head_dim; d++)
+            a->out[q][d] = acc[q][d] / sum;
+    }
+}
+
+static void ISA(attend)(const bc_attention *a)
+{
+    if (a->cache_type == BC_F32 && a->n_q == 2)
+        ISA(attend_n)(a, 2, BC_F32);
+    else if (a->cache_type == BC_F32)
+        ISA(attend_n)(a, 1, BC_F32);
+    else if (a->n_q == 2)
+        ISA(attend_n)(a, 2, BC_F16);
+    else
+        ISA(attend_n)(a, 1, BC_F16);
+}
+
+/* one weight row against n_t tokens */
+BC_INLINE void ISA(dense_row)(const uint8_t *row, int32_t type, int64_t cols, const float *x, int64_t ldx, int n_t, float *out,
+                              int64_t ldo)
+{
+    VF acc[3][NV];
+    for (int t = 0; t < n_t; t++)
+        for (int v = 0; v < NV; v++)
+            acc[t][v] = ISA(vf_set1)(0.0f);
+    const int64_t whole = cols / BC_LANES * BC_LANES;
+    for (int64_t i = 0; i < whole; i += BC_LANES)
+        for (int v = 0; v < NV; v++) {
+            const VF w = ISA(load_as)(row, i + v * VL, type);
+            for (int t = 0; t < n_t; t++)
+                acc[t][v] = ISA(vf_fma)(w, ISA(vf_load)(x + t * ldx + i + v * VL), acc[t][v]);
+        }
+    if (whole < cols) {
+        float tail[BC_LANES] = {0};
+        ISA(widen)(row + whole * (type == BC_F32 ? 4 : 2), type, cols - whole, tail);
+        for (int v = 0; v < NV; v++)
+            for (int t = 0; t < n_t; t++)
+                acc[t][v] = ISA(vf_fma)(ISA(vf_load)(tail + v * VL), ISA(vf_load)(x + t * ldx + whole + v * VL), acc[t][v]);
+    }
+    for (int t = 0; t < n_t; t++)
+        out[t * ldo] = ISA(fold)(acc[t]);
+}
+
+BC_INLINE void ISA(dense_rows)(const bc_matrix *w, int32_t type, int64_t row0, int64_t row1, const float *x, int64_t ldx, int n_t,
+                               float *out, int64_t ldo)
+{
+    const int64_t row_bytes = w->cols * (type == BC_F32 ? 4 : 2);
+    for (int64_t r = row0; r < row1; r++)
+        ISA(dense_row)(w->data + r * row_bytes, type, w->cols, x, ldx, n_t, out + (r - row0), ldo);
+}
+
+static void ISA(dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n, float *out,
+                       int64_t ldo)
+{
+    for (int64_t t = 0; t < n;) {
+        const int n_t = n - t >= 3 ? 3 : 1;
+        const float *xt = x + t * ldx;
+        float *ot = out + t * ldo;
+        if (w->type == BC_F16 && n_t == 3)
+            ISA(dense_rows)(w, BC_F16, row0, row1, xt, ldx, 3, ot, ldo);
+        else if (w->type == BC_F16)
+            ISA(dense_rows)(w, BC_F16, row0, row1, xt, ldx, 1, ot, ldo);
+        else if (w->type == BC_F32 && n_t == 3)
+            ISA(dense_rows)(w, BC_F32, row0, row1, xt, ldx, 3, ot, ldo);
+        else if (w->type == BC_F32)
+            ISA(dense_rows)(w, BC_F32, row0, row1, xt, ldx, 1, ot, ldo);
+        else if (n_t == 3)
+            ISA(dense_rows)(w, BC_BF16, row0, row1, xt, ldx, 3, ot, ldo);
+        else
+            ISA(dense_rows)(w, BC_BF16, row0, row1, xt, ldx, 1, ot, ldo);
+        t += n_t;
+    }
+}
+
+/* the float half of an instruction set's row in the dispatch table */
+#define BC_FLOAT_KERNELS                                                                                              \
+    .norm = ISA(norm), .quantise = ISA(quantise), .silu_mul = ISA(silu_mul), .relu2_mul = ISA(relu2_mul),             \
+    .exp = ISA(exp), .rope = ISA(rope), .store_kv = ISA(store_kv), .attend = ISA(attend), .dense = ISA(dense),        \
+    .widen = ISA(widen)

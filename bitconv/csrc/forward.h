@@ -1,0 +1,319 @@
+/* The forward pass: one call without the GIL, one thread team, a few steps with a barrier between them.
+ *
+ * Every step cuts its work into tasks that threads take from a counter. A task computes whole values, never partial
+ * sums, so the result does not depend on who did what, on the number of threads, or on how a prompt is cut into batches.
+ */
+#ifndef BITCONV_FORWARD_H
+#define BITCONV_FORWARD_H
+
+#include "linear.h"
+#include "rope_table.h"
+
+/* the four inputs of a layer that are quantised: of q/k/v, of the attention output, of gate/up, of down */
+enum { BC_SITE_ATTENTION, BC_SITE_ATTENTION_OUTPUT, BC_SITE_FFN, BC_SITE_FFN_DOWN, BC_SITES };
+
+typedef struct {
+    const float *attn_norm, *attn_sub_norm, *ffn_norm, *ffn_sub_norm; /* a sub-norm may be NULL */
+    bc_matrix q, k, v, output, gate, up, down;
+} bc_layer;
+
+typedef struct {
+    const bc_isa *isa;
+    int32_t n_layers, hidden, ffn, n_heads, n_kv_heads, head_dim;
+    int32_t relu2, interleaved; /* activation; RoPE pairs (2i, 2i+1) instead of (i, i + head_dim/2) */
+    float eps, attention_scale;
+    const bc_layer *layers;
+    const float *output_norm;
+    bc_matrix embedding, head;
+} bc_model;
+
+/* keys and values of n_sequences sequences: [sequence][layer][kv head] of a block-transposed K and a plain V */
+typedef struct {
+    int32_t type; /* BC_F16 or BC_F32 */
+    int64_t n_ctx; /* a multiple of BC_KEYS */
+    uint8_t *k, *v;
+    const float *cos, *sin; /* [position][head_dim / 2] */
+} bc_cache;
+
+typedef struct {
+    int64_t n;
+    const int32_t *token, *position, *sequence; /* [n] each; positions of a sequence ascend */
+    int64_t n_logits;
+    const int32_t *logit_rows; /* [n_logits] tokens of the batch whose logits are wanted */
+    float *logits;             /* [n_logits][vocabulary] */
+    int8_t *trace_codes[BC_SITES]; /* NULL, or [layer][n][padded cols] of each site */
+    float *trace_scale;            /* [layer][site][n] */
+} bc_batch;
+
+/* working memory for one batch, laid out by bc_scratch_layout */
+typedef struct {
+    float *x, *x_next, *normed, *qkv, *attended, *gate, *up, *scale;
+    int32_t *sum;
+    int8_t *codes, *tiles;
+} bc_scratch;
+
+typedef struct {
+    const bc_model *model;
+    const bc_cache *cache;
+    const bc_batch *batch;
+    bc_scratch s;
+    int32_t bad; /* the first layer * BC_SITES + site whose input was not finite, or INT32_MAX */
+} bc_run;
+
+static inline int64_t bc_attention_width(const bc_model *m) { return (int64_t)m->n_heads * m->head_dim; }
+static inline int64_t bc_qkv_width(const bc_model *m) { return (int64_t)(m->n_heads + 2 * m->n_kv_heads) * m->head_dim; }
+static inline int64_t bc_value_stride(const bc_model *m) { return bc_round_up(m->head_dim, 16); }
+
+static inline int64_t bc_site_width(const bc_model *m, int site)
+{
+    return site == BC_SITE_ATTENTION_OUTPUT ? bc_attention_width(m) : site == BC_SITE_FFN_DOWN ? m->ffn : m->hidden;
+}
+
+static inline int64_t bc_widest(const bc_model *m)
+{
+    int64_t most = 0;
+    for (int site = 0; site < BC_SITES; site++)
+        most = most > bc_site_width(m, site) ? most : bc_site_width(m, site);
+    return bc_round_up(most, 128);
+}
+
+/* Cut base into the arrays for n tokens, 64-byte aligned; returns the bytes needed. base may be NULL to ask only. */
+static int64_t bc_scratch_layout(const bc_model *m, int64_t n, uint8_t *base, bc_scratch *s)
+{
+    int64_t at = 0;
+#define BC_TAKE(field, bytes)                                      \
+    do {                                                           \
+        s->field = base ? (void *)(base + at) : NULL;              \
+        at += bc_round_up((int64_t)(bytes), 64);                   \
+    } while (0)
+    const int64_t hidden = bc_round_up(m->hidden, BC_LANES), ffn = bc_round_up(m->ffn, BC_LANES);
+    BC_TAKE(x, n * hidden * 4);
+    BC_TAKE(x_next, n * hidden * 4);
+    BC_TAKE(normed, n * bc_widest(m) * 4);
+    BC_TAKE(qkv, n * bc_qkv_width(m) * 4);
+    BC_TAKE(attended, n * bc_round_up(bc_attention_width(m), BC_LANES) * 4);
+    BC_TAKE(gate, n * ffn * 4);
+    BC_TAKE(up, n * ffn * 4);
+    BC_TAKE(scale, n * 4);
+    BC_TAKE(sum, n * 4);
+    BC_TAKE(codes, n * bc_widest(m));
+    BC_TAKE(tiles, (n + BC_MAX_TILE) * bc_widest(m));
+#undef BC_TAKE
+    return at;
+}
+
+static void bc_report_bad(bc_run *run, int32_t where)
+{
+    int32_t seen = __atomic_load_n(&run->bad, __ATOMIC_RELAXED);
+    while (where < seen && !__atomic_compare_exchange_n(&run->bad, &seen, where, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        ;
+}
+
+static void bc_embed(bc_run *run, bc_thread *thread)
+{
+    const bc_model *m = run->model;
+    const int64_t ldx = bc_round_up(m->hidden, BC_LANES), row_bytes = (int64_t)m->hidden * (m->embedding.type == BC_F32 ? 4 : 2);
+    for (int64_t t; (t = bc_next_task(thread)) < run->batch->n;)
+        m->isa->widen(m->embedding.data + run->batch->token[t] * row_bytes, m->embedding.type, m->hidden, run->s.x + t * ldx);
+    bc_barrier(thread);
+}
+
+static void bc_trace(bc_run *run, const bc_input *in, int32_t layer, int site, int64_t t)
+{
+    const bc_batch *b = run->batch;
+    if (!b->trace_codes[site])
+        return;
+    memcpy(b->trace_codes[site] + (layer * b->n + t) * in->codes_stride, in->codes + t * in->codes_stride, (size_t)in->codes_stride);
+    b->trace_scale[((int64_t)layer * BC_SITES + site) * b->n + t] = in->scale[t];
+}
+
+/* Make the input of a site: the activation product (site of down), the norm (if any), the codes and their tiles. */
+static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src,
+                       const float *norm, bc_input *in)
+{
+    const bc_model *m = run->model;
+    const int64_t cols = bc_site_width(m, site);
+    *in = (bc_input){run->batch->n, cols, bc_round_up(cols, 128), run->s.normed, bc_round_up(cols, BC_LANES),
+                     run->s.codes, run->s.tiles, run->s.scale, run->s.sum};
+    for (int64_t task; (task = bc_next_task(thread)) * BC_MAX_TILE < in->n;) {
+        const int64_t t0 = task * BC_MAX_TILE, t1 = bc_min(t0 + BC_MAX_TILE, in->n);
+        for (int64_t t = t0; t < t1; t++) {
+            float *row = in->x + t * in->ldx;
+            const float *from = src + t * ld_src;
+            if (site == BC_SITE_FFN_DOWN) { /* gate and up are not needed again: the product takes the place of gate */
+                float *product = run->s.gate + t * ld_src;
+                (m->relu2 ? m->isa->relu2_mul : m->isa->silu_mul)(product, run->s.up + t * ld_src, cols, product);
+            }
+            if (norm) {
+                m->isa->norm(from, norm, m->eps, cols, row);
+            } else {
+                memcpy(row, from, (size_t)cols * sizeof *row);
+                memset(row + cols, 0, (size_t)(in->ldx - cols) * sizeof *row);
+            }
+            if (m->isa->quantise(row, cols, in->codes_stride, in->codes + t * in->codes_stride, in->scale + t, in->sum + t))
+                bc_report_bad(run, layer * BC_SITES + site);
+            bc_trace(run, in, layer, site, t);
+        }
+        if (in->n >= BC_GEMM_TOKENS)
+            bc_pack_tile(in, t0, bc_tile(in->n - t0));
+    }
+    bc_barrier(thread);
+}
+
+static bc_linear bc_linear_of(const bc_model *m, const bc_matrix *w, float *out, int64_t ldo, const float *residual)
+{
+    const bc_linear l = {w, bc_is_dense(w->type) ? NULL : bc_find_ternary(m->isa, w->type), out, ldo, residual};
+    return l;
+}
+
+static void bc_multiply(bc_run *run, bc_thread *thread, const bc_linear *linears, int n, const bc_input *in)
+{
+    bc_apply(run->model->isa, thread, linears, n, in);
+    bc_barrier(thread);
+}
+
+/* where the keys (or values, with stride head_dim_stride) of one head begin in the cache */
+static int64_t bc_head_offset(const bc_run *run, int32_t sequence, int32_t layer, int32_t head, int64_t stride)
+{
+    const int64_t index = ((int64_t)sequence * run->model->n_layers + layer) * run->model->n_kv_heads + head;
+    return index * run->cache->n_ctx * stride * (run->cache->type == BC_F32 ? 4 : 2);
+}
+
+/* RoPE on the queries and keys of one key/value head and its query heads; keys and values go to the cache. */
+static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
+{
+    const bc_model *m = run->model;
+    const bc_batch *b = run->batch;
+    const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
+    const int64_t stride = bc_value_stride(m);
+    for (int64_t task; (task = bc_next_task(thread)) < b->n * m->n_kv_heads;) {
+        const int64_t t = task / m->n_kv_heads;
+        const int32_t head = (int32_t)(task % m->n_kv_heads);
+        float *q = run->s.qkv + t * bc_qkv_width(m), *k = q + bc_attention_width(m) + (int64_t)head * dim;
+        const float *v = k + (int64_t)m->n_kv_heads * dim;
+        const float *cos = run->cache->cos + (int64_t)b->position[t] * (dim / 2);
+        const float *sin = run->cache->sin + (int64_t)b->position[t] * (dim / 2);
+        for (int32_t i = 0; i < group; i++)
+            m->isa->rope(q + (int64_t)(head * group + i) * dim, cos, sin, dim, m->interleaved);
+        m->isa->rope(k, cos, sin, dim, m->interleaved);
+        m->isa->store_kv(k, v, dim, (int32_t)stride, run->cache->type, b->position[t],
+                         run->cache->k + bc_head_offset(run, b->sequence[t], layer, head, dim),
+                         run->cache->v + bc_head_offset(run, b->sequence[t], layer, head, stride));
+    }
+    bc_barrier(thread);
+}
+
+static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
+{
+    const bc_model *m = run->model;
+    const bc_batch *b = run->batch;
+    const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
+    const int32_t parts = (group + BC_QUERIES - 1) / BC_QUERIES; /* tasks of one head of one token */
+    const int64_t per_token = (int64_t)m->n_kv_heads * parts, ldo = bc_round_up(bc_attention_width(m), BC_LANES);
+    for (int64_t task; (task = bc_next_task(thread)) < b->n * per_token;) {
+        const int64_t t = b->n - 1 - task / per_token; /* the longest first, so that no thread ends with one */
+        const int32_t head = (int32_t)(task % per_token / parts), first = (int32_t)(task % parts) * BC_QUERIES;
+        bc_attention a = {
+            .n_q = group - first < BC_QUERIES ? group - first : BC_QUERIES, .n_keys = b->position[t] + 1, .head_dim = dim,
+            .v_stride = (int32_t)bc_value_stride(m), .cache_type = run->cache->type, .scale = m->attention_scale,
+            .k = run->cache->k + bc_head_offset(run, b->sequence[t], layer, head, dim),
+            .v = run->cache->v + bc_head_offset(run, b->sequence[t], layer, head, bc_value_stride(m)),
+        };
+        for (int32_t i = 0; i < a.n_q; i++) {
+            const int64_t at = (int64_t)(head * group + first + i) * dim;
+            a.q[i] = run->s.qkv + t * bc_qkv_width(m) + at;
+            a.out[i] = run->s.attended + t * ldo + at;
+        }
+        m->isa->attend(&a);
+    }
+    bc_barrier(thread);
+}
+
+static void bc_layer_forward(bc_run *run, bc_thread *thread, int32_t layer)
+{
+    const bc_model *m = run->model;
+    const bc_layer *l = m->layers + layer;
+    const int64_t ldx = bc_round_up(m->hidden, BC_LANES), ld_attended = bc_round_up(bc_attention_width(m), BC_LANES);
+    const int64_t ld_ffn = bc_round_up(m->ffn, BC_LANES), ld_qkv = bc_qkv_width(m), q_width = bc_attention_width(m);
+    bc_scratch *s = &run->s;
+    bc_input in;
+
+    bc_prepare(run, thread, layer, BC_SITE_ATTENTION, s->x, ldx, l->attn_norm, &in);
+    const bc_linear qkv[] = {
+        bc_linear_of(m, &l->q, s->qkv, ld_qkv, NULL),
+        bc_linear_of(m, &l->k, s->qkv + q_width, ld_qkv, NULL),
+        bc_linear_of(m, &l->v, s->qkv + q_width + (int64_t)m->n_kv_heads * m->head_dim, ld_qkv, NULL),
+    };
+    bc_multiply(run, thread, qkv, 3, &in);
+    bc_rotate(run, thread, layer);
+    bc_attend(run, thread, layer);
+    bc_prepare(run, thread, layer, BC_SITE_ATTENTION_OUTPUT, s->attended, ld_attended, l->attn_sub_norm, &in);
+    const bc_linear output = bc_linear_of(m, &l->output, s->x_next, ldx, s->x);
+    bc_multiply(run, thread, &output, 1, &in);
+
+    bc_prepare(run, thread, layer, BC_SITE_FFN, s->x_next, ldx, l->ffn_norm, &in);
+    const bc_linear gate_up[] = {
+        bc_linear_of(m, &l->gate, s->gate, ld_ffn, NULL),
+        bc_linear_of(m, &l->up, s->up, ld_ffn, NULL),
+    };
+    bc_multiply(run, thread, gate_up, 2, &in);
+    bc_prepare(run, thread, layer, BC_SITE_FFN_DOWN, s->gate, ld_ffn, l->ffn_sub_norm, &in);
+    const bc_linear down = bc_linear_of(m, &l->down, s->x, ldx, s->x_next);
+    bc_multiply(run, thread, &down, 1, &in);
+}
+
+static void bc_logits(bc_run *run, bc_thread *thread)
+{
+    const bc_model *m = run->model;
+    const bc_batch *b = run->batch;
+    const int64_t ldx = bc_round_up(m->hidden, BC_LANES);
+    for (int64_t i; (i = bc_next_task(thread)) < b->n_logits;) {
+        const float sum = m->isa->norm(run->s.x + b->logit_rows[i] * ldx, m->output_norm, m->eps, m->hidden, run->s.normed + i * ldx);
+        if (!(sum < INFINITY))
+            bc_report_bad(run, m->n_layers * BC_SITES);
+    }
+    bc_barrier(thread);
+    const bc_input in = {.n = b->n_logits, .cols = m->hidden, .x = run->s.normed, .ldx = ldx};
+    const bc_linear head = bc_linear_of(m, &m->head, b->logits, m->head.rows, NULL);
+    bc_multiply(run, thread, &head, 1, &in);
+}
+
+static void bc_thread_forward(bc_run *run, bc_thread *thread)
+{
+    fenv_t saved; /* the caller may have set another rounding mode or flush-to-zero */
+    fegetenv(&saved);
+    fesetenv(FE_DFL_ENV);
+    bc_embed(run, thread);
+    for (int32_t layer = 0; layer < run->model->n_layers; layer++)
+        bc_layer_forward(run, thread, layer);
+    if (run->batch->n_logits)
+        bc_logits(run, thread);
+    fesetenv(&saved);
+}
+
+/* Run one batch; returns the number of threads that took part. Reads nothing outside its arguments. */
+static int32_t bc_forward(const bc_model *m, const bc_cache *cache, const bc_batch *batch, uint8_t *scratch, int32_t threads,
+                          int32_t *bad)
+{
+    bc_run run = {.model = m, .cache = cache, .batch = batch, .bad = INT32_MAX};
+    bc_team team = {0};
+    int32_t size = 1;
+    bc_scratch_layout(m, batch->n, scratch, &run.s);
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    {
+        bc_thread thread = {.team = &team, .index = omp_get_thread_num(), .size = omp_get_num_threads()};
+        if (thread.index == 0)
+            size = thread.size;
+        bc_thread_forward(&run, &thread);
+    }
+#else
+    (void)threads;
+    bc_thread thread = {.team = &team, .index = 0, .size = 1};
+    bc_thread_forward(&run, &thread);
+#endif
+    *bad = run.bad;
+    return size;
+}
+
+#endif

@@ -1,0 +1,58 @@
+/* The int8 tile kernel on AVX2: 16 rows x up to 6 tokens in registers.
+ *
+ *   panel line (64 bytes): 4 columns of rows 0..7 | 4 columns of rows 8..15        token line: 4 columns of each token
+ *
+ * vpmaddubsw of a line half with one broadcast token dword gives, per row, two int16 sums of two products. With codes
+ * 0..2 and |q| <= 127 a lane grows by at most 508 a step, so 64 steps (256 columns) fit; then the lanes are widened.
+ * 12 accumulators, two line halves, one broadcast and one temporary: exactly the 16 registers. The empty asm after each
+ * token keeps gcc from reordering the steps, which would spill accumulators (it costs half of the speed).
+ */
+#define GEMM_FOR_2(X) X(0) X(1)
+#define GEMM_FOR_4(X) GEMM_FOR_2(X) X(2) X(3)
+#define GEMM_FOR_6(X) GEMM_FOR_4(X) X(4) X(5)
+#define GEMM_ZERO(t) __m256i low##t = _mm256_setzero_si256(), high##t = _mm256_setzero_si256();
+#define GEMM_STEP(t)                                             \
+    memcpy(&word, x + 4 * t, 4);                                 \
+    b = _mm256_set1_epi32(word);                                 \
+    product = _mm256_maddubs_epi16(w0, b);                       \
+    b = _mm256_maddubs_epi16(w1, b);                             \
+    low##t = _mm256_add_epi16(low##t, product);                  \
+    high##t = _mm256_add_epi16(high##t, b);                      \
+    __asm__("" : "+x"(low##t), "+x"(high##t));
+#define GEMM_WIDEN(t)                                                                                           \
+    out = (__m256i *)(acc + t * BC_PANEL_ROWS);                                                                 \
+    _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(low##t, ones)));       \
+    _mm256_storeu_si256(out + 1, _mm256_add_epi32(_mm256_loadu_si256(out + 1), _mm256_madd_epi16(high##t, ones)));
+
+#define GEMM_TILE(T)                                                                                   \
+    static void gemm_tile##T##_avx2(const uint8_t *panel, const int8_t *x, int64_t k, int32_t *acc)    \
+    {                                                                                                  \
+        const __m256i ones = _mm256_set1_epi16(1);                                                     \
+        for (int64_t g = 0; g < k / 4;) {                                                              \
+            const int64_t end = bc_min(g + 64, k / 4);                                                 \
+            GEMM_FOR_##T(GEMM_ZERO)                                                                    \
+            for (; g < end; g++, panel += BC_PANEL_ROWS * 4, x += T * 4) {                             \
+                const __m256i w0 = _mm256_loadu_si256((const __m256i *)panel);                         \
+                const __m256i w1 = _mm256_loadu_si256((const __m256i *)panel + 1);                     \
+                __m256i b, product;                                                                    \
+                int32_t word;                                                                          \
+                GEMM_FOR_##T(GEMM_STEP)                                                                \
+            }                                                                                          \
+            __m256i *out;                                                                              \
+            GEMM_FOR_##T(GEMM_WIDEN)                                                                   \
+        }                                                                                              \
+    }
+
+GEMM_TILE(2)
+GEMM_TILE(4)
+GEMM_TILE(6)
+
+static void gemm_tile_avx2(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
+{
+    if (tile == 6)
+        gemm_tile6_avx2(panel, tokens, k, acc);
+    else if (tile == 4)
+        gemm_tile4_avx2(panel, tokens, k, acc);
+    else
+        gemm_tile2_avx2(panel, tokens, k, acc);
+}

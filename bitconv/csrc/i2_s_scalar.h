@@ -1,0 +1,38 @@
+/* I2_S in portable C: the specification of the type.
+ *
+ * A row of K columns is K/128 blocks of 32 bytes; byte p of a block holds the codes of columns p, p+32, p+64 and p+96,
+ * first in the top bits. A code is trit + 1.
+ */
+
+static inline int32_t i2_s_code(const uint8_t *row, int64_t k)
+{
+    return row[k / 128 * 32 + k % 32] >> (6 - k % 128 / 32 * 2) & 3;
+}
+
+static void i2_s_gemv_scalar(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, int32_t *out)
+{
+    for (int64_t r = row0; r < row1; r++) {
+        const uint8_t *row = w->data + r * (w->cols / 4);
+        int32_t sum = 0;
+        for (int64_t b = 0; b < w->cols / 128; b++)
+            for (int64_t p = 0; p < 32; p++) {
+                const uint8_t codes = row[b * 32 + p];
+                const int8_t *x = q + b * 128 + p;
+                sum += (codes >> 6) * x[0] + (codes >> 4 & 3) * x[32] + (codes >> 2 & 3) * x[64] + (codes & 3) * x[96];
+            }
+        out[r - row0] = sum - q_sum;
+    }
+}
+
+static void i2_s_panel_scalar(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel)
+{
+    for (int64_t i = 0; i < BC_PANEL_ROWS; i++) {
+        const uint8_t *row = w->data + bc_min(row0 + i, w->rows - 1) * (w->cols / 4);
+        for (int64_t k = k0; k < k1; k++)
+            panel[(k - k0) / 4 * BC_PANEL_ROWS * 4 + i * 4 + (k - k0) % 4] = (uint8_t)i2_s_code(row, k);
+    }
+}
+
+static const bc_ternary ternary_scalar[] = {
+    {BC_I2_S, "i2_s_gemv_scalar", "i2_s_panel_scalar", i2_s_gemv_scalar, i2_s_panel_scalar},
+};

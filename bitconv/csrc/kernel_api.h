@@ -1,0 +1,92 @@
+/* The contract between the engine and its kernels.
+ *
+ * Kernels are pure: no allocation, no threads, no globals, no errors. The caller owns memory and threads.
+ * Ternary kernels return exact int32 sums; floats meet them in one place only (bc_store_row in forward.h).
+ *
+ * Float reductions are defined over BC_LANES virtual lanes, so that every instruction set gives the same bits:
+ * element i belongs to lane i mod 32, each lane is one chain of fused multiply-adds in ascending i, a short tail
+ * is padded with zeros, and the lanes are folded by the tree  lane[i] += lane[i + half], half = 16, 8, 4, 2, 1.
+ * The whole package is compiled with -ffp-contract=off: a fused multiply-add is written out or does not happen.
+ */
+#ifndef BITCONV_KERNEL_API_H
+#define BITCONV_KERNEL_API_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+enum {
+    BC_LANES = 32,       /* virtual lanes of a float reduction; float rows are padded to a multiple of it */
+    BC_KEYS = 32,        /* keys in one block of the cache and of the online softmax */
+    BC_PANEL_ROWS = 16,  /* rows of one unpacked weight panel */
+    BC_PANEL_COLS = 1024,/* columns unpacked at a time: 16 KiB of codes, which stay in L1 */
+    BC_TOKEN_BLOCK = 132,/* tokens that share one unpacked panel: their int32 sums stay in L1 */
+    BC_MAX_TILE = 6,     /* tokens of one register tile */
+    BC_QUERIES = 2,      /* query heads that share one pass over the keys */
+    BC_MAX_HEAD_DIM = 1024,
+};
+
+/* ggml tensor type ids that the engine executes */
+enum { BC_F32 = 0, BC_F16 = 1, BC_BF16 = 30, BC_I2_S = 36 };
+
+/* a weight of rows x cols as the file holds it; cols of a ternary weight is the padded length of a row of codes */
+typedef struct {
+    const uint8_t *data;
+    int64_t rows, cols;
+    int32_t type;
+    float scale; /* the multiplier of a ternary weight; unused by dense ones */
+} bc_matrix;
+
+/* one ternary type on one instruction set */
+typedef struct {
+    int32_t type;
+    const char *gemv_name, *panel_name;
+    /* out[r - row0] = sum_k trit[r][k] * q[k], exact; q has w->cols codes, q_sum is their sum */
+    void (*gemv)(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, int32_t *out);
+    /* codes trit+1 of rows row0..row0+15 and columns k0..k1 as [(k1-k0)/4][16 rows][4]; rows past the end repeat the last */
+    void (*panel)(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel);
+} bc_ternary;
+
+/* attention of n_q query heads of one token that share one key/value head */
+typedef struct {
+    const float *q[BC_QUERIES]; /* [head_dim] each, after RoPE */
+    float *out[BC_QUERIES];     /* [head_dim] each */
+    int32_t n_q, n_keys, head_dim, v_stride;
+    const void *k;              /* [block][head_dim][BC_KEYS] of the cache type */
+    const void *v;              /* [key][v_stride] of the cache type; v_stride = head_dim padded to 16 */
+    int32_t cache_type;         /* BC_F16 or BC_F32 */
+    float scale;
+} bc_attention;
+
+/* one instruction set: the float kernels, the int8 tile kernel and its ternary types */
+typedef struct {
+    const char *name;
+    int (*usable)(void);
+    /* y = x / sqrt(mean(x^2) + eps) * g, zero up to the next multiple of BC_LANES; returns the sum of squares */
+    float (*norm)(const float *x, const float *g, float eps, int64_t n, float *y);
+    /* per-token int8 codes: zero up to n_pad; returns 1 and all zeros when a value is not finite */
+    int (*quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, float *scale, int32_t *sum);
+    void (*silu_mul)(const float *gate, const float *up, int64_t n, float *y);
+    void (*relu2_mul)(const float *gate, const float *up, int64_t n, float *y);
+    void (*exp)(const float *x, int64_t n, float *y);
+    void (*rope)(float *head, const float *cos, const float *sin, int32_t head_dim, int32_t interleaved);
+    void (*store_kv)(const float *k, const float *v, int32_t head_dim, int32_t v_stride, int32_t type, int64_t key,
+                     void *k_cache, void *v_cache);
+    void (*attend)(const bc_attention *a);
+    /* out[t][r - row0] = sum_k w[r][k] * x[t][k]; x rows are ldx floats apart and zero past cols */
+    void (*dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n,
+                  float *out, int64_t ldo);
+    void (*widen)(const void *src, int32_t type, int64_t n, float *dst); /* dense row -> float32 */
+    /* acc[t][16] += sum of codes * q over k columns, for a tile of tokens packed as [k/4][tile][4]; |q| <= 127, k % 4 == 0 */
+    void (*tile)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc);
+    const bc_ternary *ternary;
+    int32_t n_ternary;
+} bc_isa;
+
+static inline int64_t bc_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static inline int64_t bc_min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+#define BC_INLINE static inline __attribute__((always_inline))
+
+#endif

@@ -1,0 +1,144 @@
+/* Matrix products of the engine: who takes which rows, and the one place where int32 sums become floats. */
+#ifndef BITCONV_LINEAR_H
+#define BITCONV_LINEAR_H
+
+#include "dispatch.h"
+#include "team.h"
+
+enum {
+    BC_GEMM_TOKENS = 4,   /* from this many tokens on, panels and tiles beat one GEMV per token */
+    BC_MAX_ROWS = 1024,   /* rows of one task; its int32 sums lie on the stack */
+    BC_MIN_ROWS = 16,
+};
+
+/* the inputs of a site: n rows of cols features, as float32 for dense weights and as int8 codes for ternary ones */
+typedef struct {
+    int64_t n, cols, codes_stride; /* codes_stride = cols padded to 128 with zero codes */
+    float *x;                      /* [n][ldx], zero past cols */
+    int64_t ldx;
+    int8_t *codes;                 /* [n][codes_stride] */
+    int8_t *tiles;                 /* the same codes as [tile][codes_stride/4][tokens of the tile][4]; from BC_GEMM_TOKENS on */
+    float *scale;                  /* [n]; x ~= codes / scale */
+    int32_t *sum;                  /* [n]; the sum of the codes */
+} bc_input;
+
+/* out[t][row] = W x_t, plus residual[t][row] when there is one */
+typedef struct {
+    const bc_matrix *w;
+    const bc_ternary *ternary; /* NULL: dense */
+    float *out;
+    int64_t ldo;
+    const float *residual; /* the same stride as out; never the same memory */
+} bc_linear;
+
+static inline int bc_is_dense(int32_t type) { return type == BC_F32 || type == BC_F16 || type == BC_BF16; }
+
+/* Tokens of the next register tile. Only the last is not 6, and it may be padded (5 -> 6, 3 -> 4, 1 -> 2), so a tile
+ * starts at every sixth token and none crosses a block of BC_TOKEN_BLOCK. */
+static inline int32_t bc_tile(int64_t left) { return left >= 5 ? 6 : left >= 3 ? 4 : 2; }
+
+/* Pack the codes of one tile of tokens; tokens past the last are zeros. */
+static void bc_pack_tile(const bc_input *in, int64_t t0, int32_t tile)
+{
+    int8_t *dst = in->tiles + t0 * in->codes_stride;
+    for (int32_t t = 0; t < tile; t++)
+        for (int64_t g = 0; g < in->codes_stride / 4; g++) {
+            if (t0 + t < in->n)
+                memcpy(dst + (g * tile + t) * 4, in->codes + (t0 + t) * in->codes_stride + g * 4, 4);
+            else
+                memset(dst + (g * tile + t) * 4, 0, 4);
+        }
+}
+
+/* The one place where exact sums become floats: y = (sum / activation scale) * weight scale. */
+static inline void bc_store_row(const bc_linear *l, const bc_input *in, int64_t t, int64_t row, int64_t n, const int32_t *sum)
+{
+    float *out = l->out + t * l->ldo + row;
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)sum[i] / in->scale[t] * l->w->scale;
+    if (l->residual)
+        for (int64_t i = 0; i < n; i++)
+            out[i] += l->residual[t * l->ldo + row + i];
+}
+
+static inline int64_t bc_rows_per_task(int64_t rows, int32_t threads)
+{
+    const int64_t rows_each = bc_round_up(rows / (8 * threads) + 1, 4);
+    return rows_each < BC_MIN_ROWS ? BC_MIN_ROWS : bc_min(rows_each, BC_MAX_ROWS);
+}
+
+static inline int bc_uses_gemm(const bc_linear *l, const bc_input *in) { return l->ternary && in->n >= BC_GEMM_TOKENS; }
+
+static int64_t bc_linear_tasks(const bc_linear *l, const bc_input *in, int32_t threads)
+{
+    if (bc_uses_gemm(l, in))
+        return (l->w->rows + BC_PANEL_ROWS - 1) / BC_PANEL_ROWS * ((in->n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK);
+    const int64_t each = bc_rows_per_task(l->w->rows, threads);
+    return (l->w->rows + each - 1) / each;
+}
+
+static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
+{
+    isa->dense(l->w, row0, row1, in->x, in->ldx, in->n, l->out + row0, l->ldo);
+    if (l->residual)
+        for (int64_t t = 0; t < in->n; t++)
+            for (int64_t r = row0; r < row1; r++)
+                l->out[t * l->ldo + r] += l->residual[t * l->ldo + r];
+}
+
+static void bc_gemv_task(const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
+{
+    int32_t sums[BC_MAX_ROWS];
+    for (int64_t t = 0; t < in->n; t++) {
+        l->ternary->gemv(l->w, row0, row1, in->codes + t * in->codes_stride, in->sum[t], sums);
+        bc_store_row(l, in, t, row0, row1 - row0, sums);
+    }
+}
+
+/* One panel of rows against one block of tokens. The int32 sums are of codes trit + 1, hence the correction. */
+static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t t0)
+{
+    _Alignas(64) uint8_t panel[BC_PANEL_ROWS * BC_PANEL_COLS];
+    _Alignas(64) int32_t acc[(BC_TOKEN_BLOCK + BC_MAX_TILE) * BC_PANEL_ROWS];
+    const int64_t n = bc_min(in->n - t0, BC_TOKEN_BLOCK), k_all = l->w->cols;
+    const int64_t rows = bc_min(l->w->rows - row0, BC_PANEL_ROWS);
+    memset(acc, 0, sizeof *acc * (size_t)((n + BC_MAX_TILE) * BC_PANEL_ROWS));
+    for (int64_t k0 = 0; k0 < k_all; k0 += BC_PANEL_COLS) {
+        const int64_t k1 = bc_min(k0 + BC_PANEL_COLS, k_all);
+        l->ternary->panel(l->w, row0, k0, k1, panel);
+        for (int64_t t = 0; t < n;) {
+            const int32_t tile = bc_tile(in->n - t0 - t);
+            isa->tile(panel, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile, k1 - k0, acc + t * BC_PANEL_ROWS);
+            t += tile;
+        }
+    }
+    for (int64_t t = 0; t < n; t++) {
+        int32_t *sums = acc + t * BC_PANEL_ROWS;
+        for (int64_t i = 0; i < rows; i++)
+            sums[i] -= in->sum[t0 + t];
+        bc_store_row(l, in, t0 + t, row0, rows, sums);
+    }
+}
+
+/* One step of a pass: all products that share an input, cut into tasks over all threads. The caller puts the barrier. */
+static void bc_apply(const bc_isa *isa, bc_thread *thread, const bc_linear *linears, int n_linears, const bc_input *in)
+{
+    int64_t task = bc_next_task(thread), first = 0;
+    for (int i = 0; i < n_linears; i++) {
+        const bc_linear *l = linears + i;
+        const int64_t tasks = bc_linear_tasks(l, in, thread->size), each = bc_rows_per_task(l->w->rows, thread->size);
+        const int64_t panels = (l->w->rows + BC_PANEL_ROWS - 1) / BC_PANEL_ROWS;
+        for (; task < first + tasks; task = bc_next_task(thread)) {
+            const int64_t at = task - first, row0 = at * each, row1 = bc_min(row0 + each, l->w->rows);
+            if (bc_uses_gemm(l, in)) /* all panels of a token block before the next: the codes of the block stay in L2 */
+                bc_gemm_task(isa, l, in, at % panels * BC_PANEL_ROWS, at / panels * BC_TOKEN_BLOCK);
+            else if (l->ternary)
+                bc_gemv_task(l, in, row0, row1);
+            else
+                bc_dense_task(isa, l, in, row0, row1);
+        }
+        first += tasks;
+    }
+}
+
+#endif
