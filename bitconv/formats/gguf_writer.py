@@ -172,7 +172,7 @@ class GgufWriter:
         return header + bytes(-len(header) % ALIGNMENT)
 
     def _put(self, data: bytes | np.ndarray) -> None:
-        rest = memoryview(data)  # type: ignore[arg-type]  # numpy's stubs hide the buffer interface
+        rest = memoryview(data) if isinstance(data, bytes) else data.data
         try:
             while rest:
                 done = os.write(self._open_handle(), rest)
