@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class BitconvError(Exception):
-    """Base of every error raised on purpose; also a check that failed, such as a perplexity above its limit."""
+    """Base of every error raised on purpose; also a failed check, such as a perplexity above its limit."""
 
     exit_code = 1
 

@@ -1,0 +1,86 @@
+import numpy as np
+
+LANES: int
+KEYS: int
+PANEL_ROWS: int
+PANEL_COLS: int
+MAX_HEAD_DIM: int
+SITES: int
+
+Weight = tuple[np.ndarray, int, int, int, float]
+
+def has_openmp() -> bool: ...
+def cpu_features() -> dict[str, bool]: ...
+def all_isas() -> list[str]: ...
+def isas() -> list[str]: ...
+def kernel_names(isa: str, type_id: int) -> tuple[str, ...]: ...
+
+class Engine:
+    vocab: int
+    def __init__(
+        self,
+        *,
+        isa: str,
+        n_layers: int,
+        hidden: int,
+        ffn: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        relu2: bool,
+        interleaved: bool,
+        eps: float,
+        attention_scale: float,
+        output_norm: np.ndarray,
+        embedding: Weight,
+        head: Weight,
+    ) -> None: ...
+    def set_layer(
+        self,
+        index: int,
+        *,
+        attn_norm: np.ndarray,
+        attn_sub_norm: np.ndarray | None,
+        ffn_norm: np.ndarray,
+        ffn_sub_norm: np.ndarray | None,
+        q: Weight,
+        k: Weight,
+        v: Weight,
+        output: Weight,
+        gate: Weight,
+        up: Weight,
+        down: Weight,
+    ) -> None: ...
+    def scratch_bytes(self, n: int) -> int: ...
+    def cache_bytes(self, n_ctx: int, type_id: int) -> int: ...
+
+class Cache:
+    n_ctx: int
+    n_sequences: int
+    def __init__(
+        self, engine: Engine, n_ctx: int, type_id: int, inv_freq: np.ndarray, n_sequences: int = 1
+    ) -> None: ...
+    def forward(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        logit_rows: np.ndarray,
+        threads: int,
+        trace: bool = False,
+    ) -> tuple[np.ndarray, int, int, tuple[list[np.ndarray], np.ndarray] | None]: ...
+
+def quantise(x: np.ndarray, isa: str) -> tuple[np.ndarray, float, int, bool]: ...
+def gemv(
+    data: np.ndarray, rows: int, cols: int, type_id: int, q: np.ndarray, isa: str, row0: int = 0, row1: int | None = None
+) -> np.ndarray: ...
+def panel(
+    data: np.ndarray, rows: int, cols: int, type_id: int, row0: int, k0: int, k1: int, isa: str
+) -> np.ndarray: ...
+def tile(panel: np.ndarray, tokens: np.ndarray, isa: str) -> np.ndarray: ...
+def dense(data: np.ndarray, rows: int, cols: int, type_id: int, x: np.ndarray, isa: str) -> np.ndarray: ...
+def norm(x: np.ndarray, g: np.ndarray, eps: float, isa: str) -> np.ndarray: ...
+def exp(x: np.ndarray, isa: str) -> np.ndarray: ...
+def gate_mul(gate: np.ndarray, up: np.ndarray, relu2: bool, isa: str) -> np.ndarray: ...
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, type_id: int, scale: float, isa: str) -> np.ndarray: ...
+def rope_table(inv_freq: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]: ...

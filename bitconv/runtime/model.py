@@ -1,0 +1,237 @@
+"""A GGUF file, loaded and ready: tokens in, logits out."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bitconv import _kernels
+from bitconv.errors import FormatError, InputError, ResourceError
+from bitconv.formats.gguf import GgufFile, open_gguf
+from bitconv.formats.vocabulary import Vocabulary, read_vocabulary
+from bitconv.models import LINEARS, Hyperparameters, read_gguf
+from bitconv.runtime.rope import inverse_frequencies
+from bitconv.runtime.threads import checked_threads
+from bitconv.runtime.weights import Weights
+
+if TYPE_CHECKING:
+    from bitconv.runtime.generate import Generation
+    from bitconv.runtime.tokenizer import Tokenizer
+
+CacheType = Literal["f16", "f32"]
+CACHE_TYPES: dict[str, int] = {"f16": 1, "f32": 0}
+_SITES = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
+_MAX_BATCH = 512
+_SCRATCH_BYTES = 128 << 20  # larger models work in smaller batches
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    cache_type: CacheType = "f16",
+    isa: str | None = None,
+    hidden_act: str | None = None,
+) -> Model:
+    """Open a GGUF file for execution.
+
+    threads: default as `bitconv doctor` says. cache_type: number type of keys and values. isa: "scalar", "avx2", ...;
+    None means $BITCONV_ISA or the best of this CPU. hidden_act: "silu" or "relu2", overrides the file.
+    Weights stay in the mapped file. Raises InputError, FormatError, UnsupportedError.
+    """
+    if cache_type not in CACHE_TYPES:
+        raise InputError(f"cache type {cache_type!r} is unknown\nuse one of {', '.join(CACHE_TYPES)}")
+    gguf = open_gguf(path)
+    return Model(gguf, read_gguf(gguf, hidden_act=hidden_act), checked_threads(threads), cache_type, choose_isa(isa))
+
+
+def choose_isa(name: str | None = None) -> str:
+    """Return the instruction set to use: name, else $BITCONV_ISA, else the best of this CPU."""
+    wanted = name or os.environ.get("BITCONV_ISA") or _kernels.isas()[0]
+    if wanted not in _kernels.isas():
+        raise InputError(f"instruction set {wanted!r} is not available\nuse one of {', '.join(_kernels.isas())}")
+    return wanted
+
+
+class Model:
+    """A loaded model; cheap to keep, safe to use from several threads through one `Context` each."""
+
+    def __init__(self, gguf: GgufFile, hp: Hyperparameters, threads: int, cache_type: CacheType, isa: str) -> None:
+        self.gguf = gguf
+        self.path: Path = gguf.path
+        self.hyperparameters = hp
+        self.threads, self.cache_type, self.isa = threads, cache_type, isa
+        self.n_ctx_train, self.vocab_size = hp.context, hp.vocab
+        self.n_params = sum(math.prod(info.shape) for info in gguf.tensors.values())
+        self.inv_freq = inverse_frequencies(hp.rope_theta, hp.head_dim, hp.rope_factors)
+        self.ternary: frozenset[str] = frozenset()
+        self.engine = self._build()
+
+    def _build(self) -> _kernels.Engine:
+        hp, weights = self.hyperparameters, Weights(self.gguf, self.isa)
+        if hp.head_dim > _kernels.MAX_HEAD_DIM:
+            raise FormatError(f"{self.path}: head dimension {hp.head_dim}; at most {_kernels.MAX_HEAD_DIM} can be run")
+        embedding = weights.dense("token_embd.weight")
+        engine = _kernels.Engine(
+            isa=self.isa, n_layers=hp.n_layers, hidden=hp.hidden, ffn=hp.ffn, n_heads=hp.n_heads,
+            n_kv_heads=hp.n_kv_heads, head_dim=hp.head_dim, relu2=hp.activation == "relu2",
+            interleaved=hp.rope_style == "norm", eps=hp.rms_eps, attention_scale=1 / math.sqrt(hp.head_dim),
+            output_norm=weights.norm("output_norm.weight"), embedding=embedding,
+            head=embedding if hp.tied_head else weights.dense("output.weight"),
+        )  # fmt: skip
+        ternary = set()
+        for n in range(hp.n_layers):
+            linears = {name: weights.linear(f"blk.{n}.{name}.weight") for name in LINEARS}
+            ternary |= {f"blk.{n}.{name}" for name, weight in linears.items() if weight[3] not in (0, 1, 30)}
+            engine.set_layer(
+                n,
+                attn_norm=weights.norm(f"blk.{n}.attn_norm.weight"),
+                attn_sub_norm=weights.optional_norm(f"blk.{n}.attn_sub_norm.weight"),
+                ffn_norm=weights.norm(f"blk.{n}.ffn_norm.weight"),
+                ffn_sub_norm=weights.optional_norm(f"blk.{n}.ffn_sub_norm.weight"),
+                **{name.removeprefix("attn_").removeprefix("ffn_"): weight for name, weight in linears.items()},
+            )
+        self.ternary = frozenset(ternary)
+        return engine
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's keys of the file; FormatError when they contradict each other."""
+        return read_vocabulary(self.gguf)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, built on first use."""
+        from bitconv.runtime.tokenizer import Tokenizer
+
+        return Tokenizer(self.vocabulary)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Turn text into token ids, with a BOS first where the model wants one."""
+        return self.tokenizer.encode(text)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Turn token ids into text; control tokens give none."""
+        return self.tokenizer.decode(ids)
+
+    def context(self, n_ctx: int | None = None) -> Context:
+        """Return an empty key/value cache of n_ctx positions (default: what the model was trained for)."""
+        return Context(self, n_ctx if n_ctx is not None else self.n_ctx_train)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Return float32 [tokens, vocab]: the logits after each position of one sequence, from an empty cache."""
+        return self.context(max(len(ids), 1)).forward(ids, logits="all")
+
+    def trace(self, ids: Sequence[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return the activation codes of every BitLinear input of one sequence, for tests.
+
+        "blk.0.attn_q" etc. -> (codes int8 [tokens, cols], scale float32 [tokens]); activations ~= codes / scale.
+        """
+        return self.context(max(len(ids), 1)).trace(ids)
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
+        """Continue a prompt: an iterator over pieces of text. Options: those of `bitconv.runtime.generate.generate`."""
+        from bitconv.runtime.generate import generate
+
+        return generate(self, prompt, **options)
+
+
+class Context:
+    """One sequence in a key/value cache of n_ctx positions, of which n_past are in use."""
+
+    def __init__(self, model: Model, n_ctx: int) -> None:
+        if n_ctx < 1:
+            raise InputError(f"the context size is {n_ctx}\nuse at least 1")
+        self.model, self.n_ctx, self.n_past = model, n_ctx, 0
+        self.team = 0
+        """Threads that took part in the last forward pass."""
+        cache_type = CACHE_TYPES[model.cache_type]
+        try:
+            self._cache = _kernels.Cache(model.engine, n_ctx, cache_type, model.inv_freq)
+        except (MemoryError, ValueError, OverflowError) as error:
+            need = model.engine.cache_bytes(n_ctx, cache_type)
+            raise ResourceError(
+                f"a context of {n_ctx} tokens needs {need / 1e9:.1f} GB, which cannot be had\nuse a smaller one (-c)"
+            ) from error
+        self._batch = max(16, min(_MAX_BATCH, _SCRATCH_BYTES // model.engine.scratch_bytes(1)))
+
+    def forward(self, ids: Sequence[int], *, logits: Literal["last", "all", "none"] = "last") -> np.ndarray:
+        """Append tokens to the sequence.
+
+        Returns float32 [1, vocab] after the last of them, [tokens, vocab] for "all", or [0, vocab] for "none".
+        InputError when they do not fit the context or the vocabulary; FormatError when the model's numbers overflow.
+        """
+        tokens = self._checked(ids)
+        parts = [np.empty((0, self.model.vocab_size), np.float32)]
+        start = self.n_past
+        for first in range(0, len(tokens), self._batch):
+            part = tokens[first : first + self._batch]
+            from_row = {"all": 0, "last": len(tokens) - 1 - first, "none": len(part)}[logits]
+            wanted = range(min(from_row, len(part)), len(part))
+            try:
+                parts.append(self._run(part, start + first, wanted)[0])
+            except BaseException:
+                self.n_past = start
+                raise
+        self.n_past = start + len(tokens)
+        return parts[1] if len(parts) == 2 else np.concatenate(parts)
+
+    def trace(self, ids: Sequence[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Append tokens and return the activation codes of their BitLinear inputs, as `Model.trace`."""
+        tokens = self._checked(ids)
+        _, (codes, scales) = self._run(tokens, self.n_past, range(0), trace=True)
+        self.n_past += len(tokens)
+        hp = self.model.hyperparameters
+        widths = (hp.hidden, hp.n_heads * hp.head_dim, hp.hidden, hp.ffn)
+        return {
+            f"blk.{n}.{name}": (codes[site][n, :, : widths[site]], scales[n, site])
+            for n in range(hp.n_layers)
+            for site, names in enumerate(_SITES)
+            for name in names
+            if f"blk.{n}.{name}" in self.model.ternary
+        }
+
+    def truncate(self, n: int) -> None:
+        """Forget everything after the first n positions."""
+        if not 0 <= n <= self.n_past:
+            raise InputError(f"cannot keep {n} of {self.n_past} positions")
+        self.n_past = n
+
+    def _checked(self, ids: Sequence[int]) -> np.ndarray:
+        vocab = self.model.vocab_size
+        if len(ids) == 0:
+            raise InputError("there are no tokens to process")
+        if min(ids) < 0 or max(ids) >= vocab:
+            raise InputError(f"token ids reach from {min(ids)} to {max(ids)}\nthose of this model are 0 to {vocab - 1}")
+        if self.n_past + len(ids) > self.n_ctx:
+            raise InputError(
+                f"{len(ids)} tokens after {self.n_past} do not fit the context of {self.n_ctx}\nuse a larger one (-c)"
+            )
+        return np.asarray(ids, dtype=np.int32)
+
+    def _run(self, tokens: np.ndarray, position: int, wanted: range, *, trace: bool = False) -> tuple[np.ndarray, Any]:
+        n = len(tokens)
+        positions = np.arange(position, position + n, dtype=np.int32)
+        rows = np.asarray(wanted, dtype=np.int32)
+        logits, self.team, bad, traced = self._cache.forward(
+            tokens, positions, np.zeros(n, np.int32), rows, self.model.threads, trace
+        )
+        if bad >= 0:
+            raise FormatError(
+                f"{self.model.path}: {_site_name(bad, self.model.hyperparameters.n_layers)} is not finite: "
+                "the model's weights or scales overflow"
+            )
+        if not np.isfinite(logits).all():
+            raise FormatError(f"{self.model.path}: a logit is not finite: the output matrix overflows")
+        return logits, traced
+
+
+def _site_name(bad: int, n_layers: int) -> str:
+    layer, site = divmod(bad, _kernels.SITES)
+    return f"the input of blk.{layer}.{_SITES[site][0]}" if layer < n_layers else "the input of the output norm"
