@@ -23,7 +23,7 @@ class FakeTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i > 1).decode(errors="replace")
 
-    def stream(self) -> FakeStream:
+    def stream(self, after: Sequence[int] = ()) -> FakeStream:
         return FakeStream()
 
 

@@ -132,7 +132,7 @@ class Generation(Iterator[str]):
         self.finish_reason = self.finish_reason or "cancelled"
 
     def _run(self, prompt: list[int]) -> Iterator[str]:
-        stream = self._model.tokenizer.stream()
+        stream = self._model.tokenizer.stream(prompt)
         for token in self._tokens(prompt):
             yield from self._emit(self._stop.push(stream.push(token)))
             if self._stop.found:

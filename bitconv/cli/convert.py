@@ -1,0 +1,109 @@
+"""bitconv convert: a Hugging Face checkpoint becomes a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from bitconv.cli.options import json_option
+from bitconv.cli.state import State, state_options
+
+
+class TensorTypeName(click.ParamType):
+    """The name of a tensor type; which there are is asked of the registry only when it is needed."""
+
+    name = "type"
+
+    def __init__(self, ternary: bool) -> None:
+        self.ternary = ternary
+
+    def names(self) -> list[str]:
+        from bitconv.tensor_types import tensor_types
+
+        return [t.name.lower() for t in tensor_types() if self.ternary or not t.ternary]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self.names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = str(value).lower()
+        if name not in self.names():
+            self.fail(f"{value!r} is not one of {', '.join(self.names())}", param, ctx)
+        return name
+
+
+@click.command(epilog="Example: bitconv convert ./bitnet-b1.58-2B-4T -o bitnet-2b-i2_s.gguf")
+@click.argument("src", metavar="SRC")
+@click.option("-o", "--output", metavar="FILE", help="Default: SRC/<name of SRC>-<type>.gguf.")
+@click.option(
+    "--type",
+    "tensor_type",
+    type=TensorTypeName(True),
+    default="i2_s",
+    show_default=True,
+    help="Linear layers.",
+)
+@click.option(
+    "--embedding-type", type=TensorTypeName(False), default="f16", show_default=True, help="Token embeddings."
+)
+@click.option(
+    "--output-type",
+    type=TensorTypeName(False),
+    help="Output head, where it is not tied; default: as embeddings.",
+)
+@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads; default: all usable cores.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output file.")
+@click.option("--force", is_flag=True, help="Convert a model that is not ternary, by absmean.")
+@click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt checkpoints, with torch's weights_only.")
+@click.option("--pre", metavar="NAME", help="Name of the pre-tokenizer, where it cannot be recognised.")
+@click.option("--no-hf-tokenizer", is_flag=True, help="Leave the whole tokenizer.json out of the file.")
+@json_option
+@state_options
+@click.pass_obj
+def convert(
+    state: State,
+    src: str,
+    output: str | None,
+    tensor_type: str,
+    embedding_type: str,
+    output_type: str | None,
+    threads: int | None,
+    overwrite: bool,
+    force: bool,
+    allow_pickle: bool,
+    pre: str | None,
+    no_hf_tokenizer: bool,
+    as_json: bool,
+) -> None:
+    """Convert a Hugging Face BitNet checkpoint to GGUF.
+
+    SRC is a directory or a Hub id such as microsoft/bitnet-b1.58-2B-4T. The output appears under its name only
+    when it is complete.
+    """
+    import bitconv
+
+    started = time.perf_counter()
+    with state.progress("convert", "B") as progress:
+        report = bitconv.convert(
+            src,
+            output,
+            type=tensor_type,
+            embedding_type=embedding_type,
+            output_type=output_type,
+            overwrite=overwrite,
+            force=force,
+            allow_pickle=allow_pickle,
+            pre=pre,
+            hf_tokenizer=not no_hf_tokenizer,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(report), default=str))
+        return
+    click.echo(report)
+    state.note(f"{time.perf_counter() - started:.1f} s")

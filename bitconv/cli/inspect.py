@@ -1,0 +1,116 @@
+"""bitconv inspect: what is in a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bitconv.cli.options import json_option
+from bitconv.cli.state import state_options
+
+if TYPE_CHECKING:
+    from bitconv.pipeline.inspect import Inspection
+
+
+@click.command(epilog="Example: bitconv inspect model-i2_s.gguf --tensors")
+@click.argument("file", metavar="FILE")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--kv", metavar="KEY", help="Print the whole value of one metadata key and nothing else.")
+@json_option
+@state_options
+def inspect(file: str, tensors: bool, kv: str | None, as_json: bool) -> None:
+    """Show what a GGUF file holds.
+
+    Metadata, tokenizer and tensor types; --tensors lists every tensor.
+
+    Works also on files that bitconv cannot run, such as vocabularies and unknown tensor types.
+    """
+    from bitconv.pipeline import inspect as library
+
+    if kv is not None:
+        value = library.metadata_value(file, kv)
+        text = value if isinstance(value, str) and not as_json else json.dumps(value, ensure_ascii=False)
+        click.echo(printable(text, keep="\n\t"))
+        return
+    found = library.inspect(file)
+    if as_json:
+        click.echo(json.dumps(as_object(found, tensors), ensure_ascii=False))
+        return
+    for line in report(found, tensors):
+        click.echo(line)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Escape what a terminal might obey."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def table(rows: Sequence[Sequence[Any]], right: Iterable[int] = ()) -> list[str]:
+    """Align columns; those in `right` to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
+    numbers = set(right)
+    return [
+        "  "
+        + "  ".join(
+            c.rjust(w) if i in numbers else c.ljust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def as_object(found: Inspection, tensors: bool) -> dict[str, Any]:
+    """The object of --json; `tensors` only when asked for."""
+    value = asdict(found)
+    value["metadata"] = {key: {"type": kind, "value": v} for key, (kind, v) in found.metadata.items()}
+    if not tensors:
+        del value["tensors"]
+    return value
+
+
+def report(found: Inspection, tensors: bool) -> list[str]:
+    """The text form."""
+    lines = [
+        f"{found.path}: GGUF version {found.version}, {found.file_bytes} bytes, {len(found.metadata)} keys, "
+        f"{len(found.tensors)} tensors",
+        "runs here: " + ("yes" if found.problem is None else f"no: {printable(found.problem)}"),
+        "",
+        "metadata",
+        *table([(key, kind, _shown(value)) for key, (kind, value) in found.metadata.items()]),
+    ]
+    if found.tokenizer:
+        lines += ["", "tokenizer", *table([(key, _shown(value)) for key, value in found.tokenizer.items()])]
+    if found.types:
+        header = ("type", "tensors", "weights", "bytes", "bits/weight")
+        rows = [(t.type, t.tensors, t.weights, t.bytes, f"{t.bits_per_weight:.3f}") for t in found.types]
+        weights, nbytes = (sum(getattr(t, name) for t in found.types) for name in ("weights", "bytes"))
+        total = ("all", len(found.tensors), weights, nbytes, f"{nbytes * 8 / weights:.3f}")
+        lines += ["", "tensor types", *table([header, *rows, total], right=(1, 2, 3, 4))]
+        if found.file_type is not None:
+            lines.append(f"  general.file_type: {found.file_type}")
+    if tensors:
+        head = ("tensor", "type", "shape", "offset", "bytes", "bits/weight")
+        body = [
+            (t.name, t.type, "x".join(map(str, t.shape)), t.offset, t.bytes, f"{t.bits_per_weight:.3f}")
+            for t in found.tensors
+        ]
+        lines += ["", *table([head, *body], right=(3, 4, 5))]
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict) and set(value) == {"length", "first"}:
+        first = ", ".join(_shown(item) for item in value["first"])
+        return f"[{first}, ...] ({value['length']} items)"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(_shown(item) for item in value) + "]"
+    if isinstance(value, str):
+        return printable(value)
+    return str(value)
