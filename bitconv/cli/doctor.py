@@ -23,7 +23,8 @@ OPTIONAL = ("torch", "sentencepiece", "huggingface_hub")
 def doctor() -> None:
     """Show what this machine offers, and test the kernels.
 
-    CPU features, kernels, threads and versions; every kernel is compared with the scalar one. Exit code 1 when a kernel fails. Paste the output into bug reports.
+    CPU features, kernels, threads and versions; every kernel is compared with the scalar one.
+    Exit code 1 when a kernel fails. Paste the output into bug reports.
     """
     click.echo(f"bitconv {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for title, rows in (("packages", package_rows()), ("kernels", kernel_rows()), ("threads", thread_rows())):
@@ -54,7 +55,6 @@ def _version(name: str) -> str | None:
 def kernel_rows() -> list[tuple[str, str]]:
     """CPU features and the choice between the compiled instruction sets, with its reason."""
     from bitconv import _kernels
-
     from bitconv.runtime.model import choose_isa
 
     reason = "BITCONV_ISA says so" if os.environ.get("BITCONV_ISA") else "the best that this CPU runs"

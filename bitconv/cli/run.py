@@ -59,8 +59,9 @@ def run(
 ) -> None:
     """Continue a prompt, streaming.
 
-    The text goes to stdout, everything else to stderr. Without -p and -f the prompt is read from stdin; with them, what stdin holds is appended. Ctrl-C ends the
-    generation, a second one the program. The text ends with one newline.
+    The text goes to stdout, everything else to stderr; the text ends with one newline. Without -p and -f the
+    prompt is read from stdin; with them, what stdin holds is appended. Ctrl-C ends the generation, a second
+    one the program.
     """
     from bitconv.runtime.generate import generate
 
