@@ -38,7 +38,6 @@ class TensorType:
     unpack(data uint8 [nbytes], rows, cols): ternary types -> (trits int8 [rows, cols], scale float);
         dense types -> float32 [rows, cols]. FormatError for bytes that no writer produces.
     pack_rows, tail: the same bytes in pieces: pack_rows of consecutive groups of rows, then tail(scale).
-        pack_rows is None for a type that needs the whole matrix at once.
     kernel: prefix of the native functions that execute it, None when there is none.
     """
 
@@ -51,7 +50,7 @@ class TensorType:
     nbytes: Callable[[int, int], int]
     pack: Callable[..., np.ndarray]
     unpack: Callable[[np.ndarray, int, int], Any]
-    pack_rows: PackRows | None = None
+    pack_rows: PackRows
     tail: Callable[[float], np.ndarray] = no_tail
 
 
