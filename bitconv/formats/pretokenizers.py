@@ -16,9 +16,10 @@ _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_FALCON_3_SIZE = 131072
 GPT_2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
-_PUNCTUATION_FALCON = r"[\p{P}\$\+<=>\^~\|`]+"
+FALCON_PUNCTUATION: Final = r"[\p{P}\$\+<=>\^~\|`]+"
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ _TABLE: Final = (
     PreTokenizer("gpt-2", (GPT_2,), aliases=("gpt2",)),
     PreTokenizer("llama-bpe", (_LLAMA_3,), True, True, ("llama3", "llama-v3")),
     PreTokenizer("qwen2", (_LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}"),)),
-    PreTokenizer("falcon", (_PUNCTUATION_FALCON, GPT_2, "[0-9][0-9][0-9]")),
-    # bitnet.cpp splits digits singly; llama.cpp maps falcon3 to llama-bpe and does not know falcon_e
-    PreTokenizer("falcon3", (_PUNCTUATION_FALCON, GPT_2, "[0-9]"), disputed=True),
-    PreTokenizer("falcon_e", (_PUNCTUATION_FALCON, GPT_2, "[0-9]"), disputed=True),
+    PreTokenizer("falcon", (FALCON_PUNCTUATION, GPT_2, "[0-9][0-9][0-9]")),
+    # as bitnet.cpp understands the two names; llama.cpp takes falcon3 for llama-bpe, others know neither
+    PreTokenizer("falcon3", (FALCON_PUNCTUATION, GPT_2, "[0-9]"), disputed=True),
+    PreTokenizer("falcon_e", (FALCON_PUNCTUATION, GPT_2, "[0-9]"), disputed=True),
 )
 _BY_NAME: Final = {name: entry for entry in _TABLE for name in (entry.name, *entry.aliases)}
 
@@ -57,9 +58,7 @@ def pre_tokenizer(name: str, where: str) -> PreTokenizer:
         return _BY_NAME[name]
     except KeyError:
         known = ", ".join(pre_tokenizer_names())
-        raise UnsupportedError(
-            f"{where}: pre-tokenizer {name[:80]!r} is not known; known are {known}"
-        ) from None
+        raise UnsupportedError(f"{where}: pre-tokenizer {name[:80]!r} is not known; known are {known}") from None
 
 
 def pre_tokenizer_names() -> Collection[str]:
@@ -67,9 +66,12 @@ def pre_tokenizer_names() -> Collection[str]:
     return [entry.name for entry in _TABLE]
 
 
-def name_of(steps: tuple[str, ...], ignore_merges: bool) -> str | None:
-    """Return the undisputed name that stands for exactly these splits, or None."""
+def named_for(steps: tuple[str, ...], n_tokens: int) -> PreTokenizer | None:
+    """Return the entry that stands for exactly these splits, or None.
+
+    falcon3 and falcon_e are the same splits; Falcon3 is known by its 131072 tokens.
+    """
     for entry in _TABLE:
-        if entry.steps == steps and entry.ignore_merges == ignore_merges and not entry.disputed:
-            return entry.name
+        if entry.steps == steps and not (entry.name == "falcon3" and n_tokens != _FALCON_3_SIZE):
+            return entry
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +29,16 @@ EOT_NAMES: Final = (
 )  # fmt: skip
 """Tokens that end a turn in published chat models, most specific first."""
 EOM_NAMES: Final = ("<|eom_id|>",)
+
+
+def _byte_letters() -> str:
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return "".join(chr(byte if byte in own else 0x100 + others.index(byte)) for byte in range(256))
+
+
+BYTE_LETTERS: Final = _byte_letters()
+"""How byte-level BPE writes the bytes 0 to 255: printable Latin-1 as itself, the rest from U+0100 on."""
 
 
 class TokenType(IntEnum):
@@ -183,9 +193,7 @@ def _numbers(gguf: GgufFile, name: str, n_tokens: int, kinds: str) -> np.ndarray
     if values is None:
         return None
     if values.dtype.kind not in kinds:
-        raise FormatError(
-            f"{gguf.path}: key {_PREFIX}{name} is of type {gguf.metadata_types[_PREFIX + name]}"
-        )
+        raise FormatError(f"{gguf.path}: key {_PREFIX}{name} is of type {gguf.metadata_types[_PREFIX + name]}")
     if len(values) != n_tokens:
         raise FormatError(f"{gguf.path}: key {_PREFIX}{name} has {len(values)} values for {n_tokens} tokens")
     return values
@@ -208,14 +216,10 @@ def _read_scores(gguf: GgufFile, n_tokens: int, *, required: bool) -> np.ndarray
     values = _numbers(gguf, "scores", n_tokens, "f")
     if values is None:
         if required:
-            raise FormatError(
-                f"{gguf.path}: key {_PREFIX}scores is missing; a SentencePiece vocabulary needs it"
-            )
+            raise FormatError(f"{gguf.path}: key {_PREFIX}scores is missing; a SentencePiece vocabulary needs it")
         return None
     if np.isnan(values).any():
-        raise FormatError(
-            f"{gguf.path}: key {_PREFIX}scores holds NaN for token {int(np.isnan(values).argmax())}"
-        )
+        raise FormatError(f"{gguf.path}: key {_PREFIX}scores holds NaN for token {int(np.isnan(values).argmax())}")
     return values.astype(np.float32)
 
 
@@ -236,7 +240,7 @@ def _ends_by_name(tokens: Sequence[str], types: np.ndarray) -> tuple[list[int], 
     return end_ids(tokens, candidates)
 
 
-def end_ids(tokens: Sequence[str], candidates: Iterable[int]) -> tuple[list[int], list[int]]:
+def end_ids(tokens: Sequence[str] | Mapping[int, str], candidates: Iterable[int]) -> tuple[list[int], list[int]]:
     """Return the ids, among `candidates`, of tokens that by their name end a turn, and a message.
 
     Most specific name first. A generation must stop there even where no key of the file says so.

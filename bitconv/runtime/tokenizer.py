@@ -5,15 +5,16 @@ from __future__ import annotations
 import codecs
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from bitconv.errors import BitconvWarning, FormatError, InputError
+from bitconv.formats.huggingface_json import KEY, check_same_tokens, guarded, load
 from bitconv.formats.pretokenizers import PreTokenizer, pre_tokenizer
-from bitconv.formats.vocabulary import BPE, SPM, TokenType, Vocabulary
-from bitconv.runtime.sentencepiece import SPACE, SentencePieceEncoder, alternatives, byte_value, split_by
+from bitconv.formats.vocabulary import BPE, BYTE_LETTERS, SPM, TokenType, Vocabulary
+from bitconv.runtime.spm import SPACE, SentencePieceEncoder, alternatives, byte_value, split_by
 
 
 class _Encoder(Protocol):
@@ -124,40 +125,34 @@ class _HuggingFace:
     """Executes a tokenizer.json, which must have exactly the vocabulary's tokens under the same ids."""
 
     def __init__(self, text: str, tokens: list[str], kinds: list[int]) -> None:
-        where = "tokenizer.huggingface.json"
-        tokenizers = _import_tokenizers()
-        self._tokenizer: Any = _guarded(where, lambda: tokenizers.Tokenizer.from_str(text))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        if getattr(self._tokenizer.model, "dropout", None) is not None:
-            self._tokenizer.model.dropout = None
-        _check_same_vocabulary(self._tokenizer.get_vocab(with_added_tokens=True), tokens, kinds)
+        self._tokenizer = load(text, KEY)
+        check_same_tokens(self._tokenizer, tokens, kinds)
         self._lock = threading.Lock()
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         with self._lock:  # the switch belongs to the tokenizer, not to the call
             self._tokenizer.encode_special_tokens = not parse_special
             encode = self._tokenizer.encode
-            return _guarded("tokenizer.huggingface.json", lambda: encode(text, add_special_tokens=False).ids)
+            ids: list[int] = guarded(KEY, lambda: encode(text, add_special_tokens=False).ids)
+            return ids
 
 
 class _ByteLevel:
     """Byte-level BPE, rebuilt from tokens, merges and a pre-tokenizer."""
 
     def __init__(self, tokens: list[str], kinds: list[int], merges: Sequence[str], pre: PreTokenizer) -> None:
+        import tokenizers  # not before it is needed
+
         self._special = _SpecialTokens(tokens, kinds)
         ids = {token: i for i, token in enumerate(tokens) if kinds[i] != TokenType.UNUSED}
-        pairs = [_pair(merge, index) for index, merge in enumerate(merges)]
-        tokenizers = _import_tokenizers()
-        self._tokenizer: Any = _guarded(
+        pairs = list(_pairs(merges, ids))
+        self._tokenizer: Any = guarded(
             "tokenizer.ggml.merges",
             lambda: tokenizers.Tokenizer(
                 tokenizers.models.BPE(vocab=ids, merges=pairs, ignore_merges=pre.ignore_merges)
             ),
         )
-        steps = [
-            tokenizers.pre_tokenizers.Split(tokenizers.Regex(step), behavior="isolated") for step in pre.steps
-        ]
+        steps = [tokenizers.pre_tokenizers.Split(tokenizers.Regex(step), behavior="isolated") for step in pre.steps]
         byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*steps, byte_level])
 
@@ -174,9 +169,7 @@ class _ByteLevel:
 class _SentencePiece:
     """SentencePiece pieces between control tokens; each stretch of text gets the space prefix of its own."""
 
-    def __init__(
-        self, tokens: list[str], kinds: list[int], pieces: SentencePieceEncoder, space_prefix: bool
-    ) -> None:
+    def __init__(self, tokens: list[str], kinds: list[int], pieces: SentencePieceEncoder, space_prefix: bool) -> None:
         # user-defined tokens are left to the encoder: they do not interrupt the text
         controls = [k if k != TokenType.USER_DEFINED else TokenType.NORMAL for k in kinds]
         self._special = _SpecialTokens(tokens, controls)
@@ -237,52 +230,19 @@ def _chosen_pre(vocabulary: Vocabulary) -> PreTokenizer:
     return pre
 
 
-def _pair(merge: str, index: int) -> tuple[str, str]:
-    # byte-level tokens hold no space of their own: the byte alphabet writes it as another letter
-    left, space, right = merge.partition(" ")
-    if not (left and space and right):
-        raise FormatError(f"tokenizer.ggml.merges: entry {index} is {merge[:80]!r}, not two tokens")
-    return left, right
+def _pairs(merges: Sequence[str], ids: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """Yield merges as pairs; FormatError unless both halves and their union are tokens.
 
-
-def _check_same_vocabulary(vocab: dict[str, int], tokens: list[str], kinds: list[int]) -> None:
-    """Compare tokenizer.json with tokenizer.ggml.tokens; only unused padding may be missing from the former.
-
-    Raises FormatError naming the first difference.
+    The library checks this too, but prints a backtrace of its own when the union is missing.
     """
-    by_id: list[str | None] = [None] * len(tokens)
-    for token, i in vocab.items():
-        if not 0 <= i < len(tokens):
+    for index, merge in enumerate(merges):
+        # byte-level tokens hold no space of their own: the byte alphabet writes it as another letter
+        left, _, right = merge.partition(" ")
+        if left not in ids or right not in ids or left + right not in ids:
             raise FormatError(
-                f"tokenizer.huggingface.json has token {i} ({token[:80]!r}); tokenizer.ggml.tokens ends at "
-                f"{len(tokens) - 1}"
+                f"tokenizer.ggml.merges: entry {index}, {merge[:80]!r}, is not two tokens that make a third"
             )
-        by_id[i] = token
-    for i, (theirs, ours) in enumerate(zip(by_id, tokens, strict=True)):
-        if theirs != ours and not (theirs is None and kinds[i] == TokenType.UNUSED):
-            shown = "nothing" if theirs is None else repr(theirs[:80])
-            raise FormatError(
-                f"tokenizer.huggingface.json: token {i} is {shown}; tokenizer.ggml.tokens has {ours[:80]!r}"
-            )
-
-
-def _import_tokenizers() -> Any:
-    import tokenizers
-
-    return tokenizers
-
-
-def _guarded(where: str, work: Callable[[], Any]) -> Any:
-    """Run work of the `tokenizers` library on data from a file; its complaints become FormatError.
-
-    The library raises bare Exception for malformed data and, where Rust panics, a BaseException of its own.
-    """
-    try:
-        return work()
-    except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit)):
-            raise
-        raise FormatError(f"{where}: the tokenizers library refuses it: {str(error)[:200]}") from error
+        yield left, right
 
 
 def _well_formed(text: str) -> str:
@@ -293,23 +253,15 @@ def _well_formed(text: str) -> str:
     return text
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The letters of byte-level BPE: printable Latin-1 stands for itself, the rest follows from U+0100 on."""
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {chr(byte): byte for byte in own} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-BYTE_ALPHABET = _byte_alphabet()
-"""Letter to byte, of byte-level BPE."""
+_BYTE_OF = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
 
 
 def _token_bytes(token: str, kind: int, model: str) -> bytes:
     if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
         return token.encode("utf-8")
     if model == BPE:
-        if kind != TokenType.USER_DEFINED and all(letter in BYTE_ALPHABET for letter in token):
-            return bytes(BYTE_ALPHABET[letter] for letter in token)
+        if kind != TokenType.USER_DEFINED and all(letter in _BYTE_OF for letter in token):
+            return bytes(_BYTE_OF[letter] for letter in token)
         return token.encode("utf-8")
     value = byte_value(token) if kind == TokenType.BYTE else None
     return token.replace(SPACE, " ").encode("utf-8") if value is None else bytes([value])

@@ -35,9 +35,7 @@ class SentencePieceEncoder:
     characters outside the vocabulary where it has no byte tokens; None drops them.
     """
 
-    def __init__(
-        self, tokens: Sequence[str], scores: np.ndarray, types: np.ndarray, unk_id: int | None
-    ) -> None:
+    def __init__(self, tokens: Sequence[str], scores: np.ndarray, types: np.ndarray, unk_id: int | None) -> None:
         kinds = types.tolist()
         usable = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
         self._ids = {token: i for i, token in enumerate(tokens) if kinds[i] in usable and token}
