@@ -354,11 +354,13 @@ def test_ternary_sizes_are_those_of_the_reference():
     assert ggml_types.file_type_name(77) == "unknown(77)"
 
 
-VOCABULARIES = sorted((SHARED / "data/tokenizers/gguf-vocab").glob("*.gguf")) if SHARED else []
+FILES = sorted((SHARED / "data/tokenizers/gguf-vocab").glob("*.gguf")) if SHARED else []
+# the gguf package takes ten seconds for falcon's file
+VOCABULARIES = [pytest.param(f, marks=[pytest.mark.slow] * ("falcon" in f.stem), id=f.stem) for f in FILES]
 
 
 @pytest.mark.skipif(not VOCABULARIES, reason="no reference vocabularies beside the checkout")
-@pytest.mark.parametrize("path", VOCABULARIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", VOCABULARIES)
 def test_real_files_read_as_the_gguf_package_reads_them(path: Path):
     from gguf import GGUFReader
 

@@ -97,8 +97,9 @@ class GgufWriter:
         if self._started or name in self._tensors:
             problem = "the header is written" if self._started else "declared twice"
             raise ValueError(f"tensor {name}: {problem}")
-        nbytes = ggml_types.nbytes(type_id, shape)
-        if nbytes is None or not 1 <= len(shape) <= 4 or min(shape) < 1:
+        possible = 1 <= len(shape) <= 4 and min(shape) >= 1
+        nbytes = ggml_types.nbytes(type_id, shape) if possible else None
+        if nbytes is None:
             raise ValueError(f"tensor {name}: cannot hold shape {list(shape)} in type {type_id}")
         # int8 keeps gguf from block arithmetic of its own; a plain number lets it take ids it does not know
         self._header.add_tensor_info(name, shape, np.dtype(np.int8), nbytes, raw_dtype=type_id)
