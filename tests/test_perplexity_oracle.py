@@ -1,0 +1,65 @@
+"""The bundled model's perplexity is transformers' float32 figure on the same chunks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import bitconv
+from tests.paths import REPOSITORY
+
+TINY = REPOSITORY / "models" / "tiny"
+CTX = 512
+SCORED = CTX - 1 - CTX // 2  # positions CTX // 2 to CTX - 2
+# Rounding flips move single losses both ways; over thousands of tokens they leave less than 1e-3 of the figure.
+WITHIN = 1e-3
+
+pytestmark = pytest.mark.skipif(not (TINY / "config.json").exists(), reason="models/tiny is not there")
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    bitconv.convert(TINY, out, type="i2_s", embedding_type="f32")
+    return out
+
+
+def reference_perplexity(text: str, chunks: int) -> float:
+    """exp of the mean loss by transformers in float32, chunked here from its own tokenizer's ids."""
+    pytest.importorskip("transformers")
+    import torch
+    import transformers
+
+    from tests.transformers_oracle import Reference
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
+    ids = tokenizer(text, verbose=False).input_ids
+    begins_with_bos = ids[0] == tokenizer.bos_token_id
+    assert len(ids) // CTX >= chunks
+    reference = Reference(TINY)
+    losses = []
+    for start in range(0, chunks * CTX, CTX):
+        chunk = ids[start : start + CTX]
+        if begins_with_bos:
+            chunk[0] = tokenizer.bos_token_id
+        scores = torch.from_numpy(reference.logits(chunk)).double().log_softmax(-1).numpy()
+        losses.extend(-scores[p, chunk[p + 1]] for p in range(CTX // 2, CTX - 1))
+    assert len(losses) == chunks * SCORED
+    return math.exp(np.mean(losses))
+
+
+def test_perplexity_on_twenty_thousand_scored_tokens_equals_transformers(gguf):
+    chunks = -(-20_000 // SCORED)
+    text = (TINY / "heldout.txt").read_text(encoding="utf-8")
+    expected = reference_perplexity(text, chunks)
+    ours = bitconv.perplexity(bitconv.load(gguf, cache_type="f32"), text, CTX, chunks=chunks)
+    halved = bitconv.perplexity(bitconv.load(gguf, cache_type="f16"), text, CTX, chunks=chunks)
+    print(f"\n{ours.tokens} tokens scored of {chunks * CTX}: transformers {expected:.4f}, F32 cache "
+          f"{ours.perplexity:.4f} ({ours.perplexity / expected - 1:+.1e}), F16 cache {halved.perplexity:.4f} "
+          f"({halved.perplexity / expected - 1:+.1e})")  # fmt: skip
+    assert ours.tokens == chunks * SCORED
+    assert abs(ours.perplexity / expected - 1) <= WITHIN
+    # f16 keys and values carry 2^-12 relative noise, which flips more codes but favours no direction either
+    assert abs(halved.perplexity / expected - 1) <= WITHIN
