@@ -135,28 +135,31 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 class Activations:
-    """Quantises the input of every linear, or takes the codes given; remembers the unrounded values."""
+    """Quantises the input of every linear, or takes the codes given; remembers unrounded values and scales."""
 
     def __init__(self, pinned: dict[str, np.ndarray] | None, quantise: bool) -> None:
         self.pinned, self.quantise = pinned, quantise
-        self.unrounded: dict[str, np.ndarray] = {}
+        self.unrounded: dict[str, np.ndarray] = {}  # [tokens, cols] by site
+        self.scales: dict[str, np.ndarray] = {}  # [tokens]
 
     def apply(self, site: str, x: np.ndarray) -> np.ndarray:
         if not self.quantise:
             return x
         scale = 127 / np.maximum(np.abs(x).max(-1, keepdims=True), np.float32(1e-5))
-        self.unrounded[site] = x * scale
+        self.unrounded[site], self.scales[site] = x * scale, scale[:, 0]
         codes = np.rint(x * scale) if self.pinned is None else self.pinned[site]
         return codes / scale
 
 
 def forward(
-    network: Network, ids: list[int], *, pinned: dict[str, np.ndarray] | None = None, quantise: bool = True
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Logits at every position, and the unrounded activation codes of every linear's input by site.
+    network: Network, ids: list[int], *, pinned: dict[str, np.ndarray] | None = None, quantise: bool = True,
+    cache: type = np.float64,
+) -> tuple[np.ndarray, Activations]:  # fmt: skip
+    """Logits at every position, and what every linear's input was before rounding.
 
     pinned: the int8 codes to use at each site in place of rounding; the scales stay this pass's own.
     quantise=False runs the same matrices without activation quantisation.
+    cache: the type that keys (after the rotary embedding) and values are rounded to.
     """
     config, tokens, eps = network.config, len(ids), network.config["rms_norm_eps"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -173,7 +176,8 @@ def forward(
         h = rms_norm(x, layer["attn_norm"], eps)
         q = rotate(linear("q", h).reshape(tokens, heads, head_dim), inv_freq)
         k = rotate(linear("k", h).reshape(tokens, kv_heads, head_dim), inv_freq)
-        o = attention(q, k, linear("v", h).reshape(tokens, kv_heads, head_dim))
+        v = linear("v", h).reshape(tokens, kv_heads, head_dim)
+        o = attention(q, k.astype(cache).astype(np.float64), v.astype(cache).astype(np.float64))
         if "attn_sub_norm" in layer:
             o = rms_norm(o, layer["attn_sub_norm"], eps)
         x = x + linear("o", o)
@@ -184,4 +188,4 @@ def forward(
         if "ffn_sub_norm" in layer:
             g = rms_norm(g, layer["ffn_sub_norm"], eps)
         x = x + linear("down", g)
-    return rms_norm(x, network.norm, eps) @ network.head.T, activations.unrounded
+    return rms_norm(x, network.norm, eps) @ network.head.T, activations

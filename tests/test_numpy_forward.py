@@ -36,8 +36,8 @@ def ids():
 @pytest.mark.parametrize("model", MODELS)
 def test_pinned_passes_agree(tmp_path, ids, model):
     path = make_checkpoint(tmp_path, **MODELS[model])
-    ours, unrounded = forward(read_network(path), ids)
-    codes = rounded(unrounded)
+    ours, activations = forward(read_network(path), ids)
+    codes = rounded(activations.unrounded)
     theirs, their_unrounded = Reference(path).pinned_logits(ids, codes)
     assert np.abs(ours - theirs).max() <= PINNED * theirs.std()
     assert codes.keys() == their_unrounded.keys()
@@ -110,6 +110,6 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_tolerance_sees_a_mistake(tmp_path, ids, mistake):
     network = read_network(make_checkpoint(tmp_path, rms_eps=1e-3))
-    right, unrounded = forward(network, ids)
-    wrong, _ = forward(MISTAKES[mistake](network), ids, pinned=rounded(unrounded))
+    right, activations = forward(network, ids)
+    wrong, _ = forward(MISTAKES[mistake](network), ids, pinned=rounded(activations.unrounded))
     assert np.abs(wrong - right).max() > 2 * PINNED * right.std()
