@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -38,7 +37,12 @@ class TensorTypeName(click.ParamType):
 
 @click.command(epilog="Example: bitconv convert ./bitnet-b1.58-2B-4T -o bitnet-2b-i2_s.gguf")
 @click.argument("src", metavar="SRC")
-@click.option("-o", "--output", metavar="FILE", help="Default: SRC/<name of SRC>-<type>.gguf.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Default: <name of SRC>-<type>.gguf in SRC; in the current directory for a Hub id.",
+)
 @click.option(
     "--type",
     "tensor_type",
@@ -86,7 +90,6 @@ def convert(
     """
     import bitconv
 
-    started = time.perf_counter()
     with state.progress("convert", "B") as progress:
         report = bitconv.convert(
             src,
@@ -102,8 +105,17 @@ def convert(
             threads=threads,
             progress=progress,
         )
+    if report.ignored_keys:
+        state.detail(f"keys of config.json that nothing depends on: {', '.join(report.ignored_keys)}")
     if as_json:
-        click.echo(json.dumps(asdict(report), default=str))
+        click.echo(json.dumps(asdict(report), default=_plain))
         return
-    click.echo(report)
-    state.note(f"{time.perf_counter() - started:.1f} s")
+    click.echo(
+        f"{report.path}: {report.n_tensors} tensors, {report.type}, {report.bytes_out} bytes, "
+        f"from {report.bytes_in} bytes {report.weight_form}, in {report.seconds:.2f} s"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """What json does not know: paths, and the array of rotary factors."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
