@@ -204,3 +204,10 @@ def test_system_prompt_and_first_message(
         )
         expected = "".join(model.generate(text, max_tokens=8, temperature=0))
         assert (outcome.code, outcome.out) == (0, expected + "\n")
+
+
+def test_named_template_missing_template_and_unknown_name(cli: Any, tiny_gguf: Path) -> None:
+    assert cli("chat", tiny_gguf, "--chat-template", "chatml", *GREEDY, stdin="Hello\n").code == 0
+    for options, text in ((["--chat-template", "nonsense"], "nonsense"), ([], "no chat template")):
+        outcome = cli("chat", tiny_gguf, *options, stdin="Hello\n")
+        assert (outcome.code, text in outcome.err) == (3, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,7 +22,7 @@ from bitconv.cli.state import State, state_options
     "-sys", "--system-prompt", metavar="TEXT", help="What the model is told before the conversation."
 )
 @click.option("-p", "--prompt", metavar="TEXT", help="The first message; without -sys, the system prompt.")
-@click.option("--chat-template", metavar="FILE", help="Jinja template instead of the model's own.")
+@click.option("--chat-template", metavar="NAME|FILE", help="Jinja template instead of the model's own.")
 @generation_options
 @sampling_options
 @model_options
@@ -55,19 +56,20 @@ def converse(
     template: str | None,
 ) -> None:
     """Hold a conversation until the input ends; the KV cache is kept, so that a turn costs its own tokens."""
-    from bitconv.runtime.chat import render
+    from bitconv.runtime.chat import TEMPLATES, render
     from bitconv.runtime.generate import Session, generate
 
     if system is None:
         system, first = first, None
-    source = None if template is None else read_text(template)
+    if template is not None and template not in TEMPLATES and Path(template).is_file():
+        template = read_text(template)
     model = options.load(path, state)
     session = Session(model.context(options.ctx_size or None))
     messages = [] if system is None else [{"role": "system", "content": system}]
     seed = options.seed
     for message in user_messages(first):
         messages.append({"role": "user", "content": message})
-        ids = model.tokenizer.encode(render(model.vocabulary, messages, template=source))
+        ids = model.tokenizer.encode(render(model.vocabulary, messages, template=template))
         generation = generate(model, ids, session=session, **{**options.generation(), "seed": seed})
         if options.temp > 0 and seed < 0:
             seed = generation.seed

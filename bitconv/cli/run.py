@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--no-display-prompt", is_flag=True, help="Print the generated text without the prompt.")
 @click.option("-cnv", "--conversation", is_flag=True, help="Chat instead (see bitconv chat).")
 @click.option("-sys", "--system-prompt", help="System prompt of a chat.")
-@click.option("--chat-template", metavar="FILE", help="Jinja template of a chat.")
+@click.option("--chat-template", metavar="NAME|FILE", help="Jinja template of a chat.")
 @json_option
 @state_options
 @click.pass_obj
