@@ -97,7 +97,7 @@ def plan_tensors(checkpoint: Checkpoint, settings: CheckpointSettings, types: Ou
             continue
         planned.append(_plan_one(name, shape, entry, left, settings, types, missing))
     if missing:
-        raise FormatError(f"{checkpoint.path}: {len(missing)} tensors are missing: {_some(missing)}")
+        raise FormatError(f"{checkpoint.path}: {_tensors(missing)} missing: {_some(missing)}")
     unused_head = left.pop(_spellings(settings.family.hf_names, "output.weight")[0], None)
     _refuse_leftovers(checkpoint, list(left))
     for tensor in planned:
@@ -172,9 +172,7 @@ def _refuse_leftovers(checkpoint: Checkpoint, left: list[str]) -> None:
                 f"{checkpoint.path}: tensor {name}; linears with a bias or an RMSNorm of their own are not supported"
             )
     if left:
-        raise FormatError(
-            f"{checkpoint.path}: {len(left)} tensors that this architecture does not have: {_some(left)}"
-        )
+        raise FormatError(f"{checkpoint.path}: {_tensors(left)} unknown to this architecture: {_some(left)}")
 
 
 def _check_legal(tensor: PlannedTensor) -> None:
@@ -184,6 +182,10 @@ def _check_legal(tensor: PlannedTensor) -> None:
         raise UnsupportedError(
             f"tensor {tensor.name} ({source}) [{tensor.rows}, {tensor.cols}]: {reason}; use --type f16 (type='f16')"
         )
+
+
+def _tensors(names: list[str]) -> str:
+    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
 
 
 def _some(names: list[str]) -> str:
