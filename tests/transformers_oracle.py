@@ -99,6 +99,23 @@ def _freeze_online(module: Any) -> int:
     return int(changed.sum())
 
 
+@contextmanager
+def _unpacked_once() -> Iterator[None]:
+    """Let BitLinear modules, which unpack their weights at every call, keep what transformers unpacked."""
+    unpack, kept = hf_bitnet.unpack_weights, {}
+
+    def unpack_once(packed: Any, dtype: Any) -> Any:
+        if packed.data_ptr() not in kept:
+            kept[packed.data_ptr()] = unpack(packed, dtype)
+        return kept[packed.data_ptr()]
+
+    hf_bitnet.unpack_weights = unpack_once
+    try:
+        yield
+    finally:
+        hf_bitnet.unpack_weights = unpack
+
+
 class Reference:
     """A checkpoint in transformers, float32, on the CPU.
 
@@ -130,10 +147,11 @@ class Reference:
     def logits_in_single_steps(self, ids: list[int]) -> np.ndarray:
         """float32 [tokens, vocab], one token at a time with transformers' own key-value cache."""
         cache, rows = None, []
-        for token in ids:
-            out = self.model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            rows.append(out.logits[0, 0].numpy())
+        with _unpacked_once():
+            for token in ids:
+                out = self.model(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                rows.append(out.logits[0, 0].numpy())
         return np.stack(rows)
 
     def pinned_logits(
