@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bitconv
 from bitconv.errors import InputError
 from bitconv.runtime.generate import Session, StopStrings, generate
 from tests.fake_model import BOS, FakeModel, scripted
@@ -186,3 +189,40 @@ def test_ids_are_taken_as_they_are() -> None:
     model = scripted("ok", prompt="a")
     generation = start(model, [BOS, 97])
     assert "".join(generation) == "ok"
+
+
+PROMPT = "Return a new list of the items in the iterable"
+
+
+def test_greedy_text_of_the_bundled_model_is_the_argmax_of_its_logits(tiny_gguf: Path) -> None:
+    model = bitconv.load(tiny_gguf)
+    generation = model.generate(PROMPT, max_tokens=24, temperature=0, ignore_eos=True)
+    pieces = list(generation)
+    ids = model.tokenize(PROMPT)
+    expected: list[int] = []
+    banned = list(model.vocabulary.eog_ids)
+    for _ in range(24):
+        row = model.logits([*ids, *expected])[-1].copy()
+        row[banned] = -np.inf
+        expected.append(int(row.argmax()))
+    assert generation.ids == expected
+    assert "".join(pieces) == generation.text == model.detokenize(expected)
+
+
+@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 3}, {"n_ctx": 40}])
+def test_sampled_text_of_the_bundled_model_depends_on_the_seed_alone(
+    tiny_gguf: Path, options: dict[str, int]
+) -> None:
+    plain = bitconv.load(tiny_gguf).generate(PROMPT, max_tokens=16, seed=11)
+    other = bitconv.load(tiny_gguf, threads=1).generate(PROMPT, max_tokens=16, seed=11, **options)
+    assert list(plain) == list(other)
+
+
+def test_a_session_of_the_bundled_model_gives_what_a_fresh_cache_gives(tiny_gguf: Path) -> None:
+    model = bitconv.load(tiny_gguf)
+    session = Session(model.context(128))
+    for prompt in (PROMPT, PROMPT + " and raise", PROMPT[:20], "Something else"):
+        shared = generate(model, prompt, session=session, max_tokens=8, temperature=0)
+        fresh = generate(model, prompt, max_tokens=8, temperature=0)
+        assert list(shared) == list(fresh)
+        assert session.context.n_past == len(session.ids)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import bitconv
 from bitconv.errors import BitconvWarning, InputError
 from bitconv.runtime.perplexity import perplexity
+from tests.conftest import TINY
 from tests.fake_model import BOS, FakeModel
 
 TEXT = "The quick brown fox jumps over the lazy dog; " * 6
@@ -43,6 +46,17 @@ def test_equals_a_plain_numpy_computation(ctx: int, add_bos: bool) -> None:
     assert result.stderr == pytest.approx(stderr, rel=1e-9)
     assert result.tokens == tokens == result.chunks * (ctx - 1 - ctx // 2)
     assert result.chunks == len(model.tokenize(TEXT)) // ctx
+
+
+def test_equals_a_plain_numpy_computation_on_the_bundled_model(tiny_gguf: Path) -> None:
+    model = bitconv.load(tiny_gguf)
+    text = (TINY / "heldout.txt").read_text(encoding="utf-8")[:8000]
+    result = bitconv.perplexity(model, text, 256)
+    value, stderr, tokens = plain_perplexity(model, text, 256, model.vocabulary.bos_id)
+    assert (result.tokens, result.chunks) == (tokens, tokens // 127)
+    # logits are the same bits however they are asked for, so only the float64 sums differ
+    assert result.perplexity == pytest.approx(value, rel=1e-12)
+    assert result.stderr == pytest.approx(stderr, rel=1e-9)
 
 
 def test_chunks_limits_the_work_and_progress_counts_it() -> None:
