@@ -2,12 +2,12 @@ import numpy as np
 
 LANES: int
 KEYS: int
-PANEL_ROWS: int
-PANEL_COLS: int
+MAX_TILE_ROWS: int
 MAX_HEAD_DIM: int
 SITES: int
 
-Weight = tuple[np.ndarray, int, int, int, float]
+Tiles = tuple[int, int, int]
+Weight = tuple[np.ndarray, int, int, int, float, Tiles]
 
 def has_openmp() -> bool: ...
 def cpu_features() -> dict[str, bool]: ...
@@ -72,10 +72,18 @@ class Cache:
 
 def quantise(x: np.ndarray, isa: str) -> tuple[np.ndarray, float, int, bool]: ...
 def gemv(
-    data: np.ndarray, rows: int, cols: int, type_id: int, q: np.ndarray, isa: str, row0: int = 0, row1: int | None = None
+    data: np.ndarray,
+    rows: int,
+    cols: int,
+    type_id: int,
+    q: np.ndarray,
+    isa: str,
+    tiles: Tiles = ...,
+    row0: int = 0,
+    row1: int | None = None,
 ) -> np.ndarray: ...
-def panel(
-    data: np.ndarray, rows: int, cols: int, type_id: int, row0: int, k0: int, k1: int, isa: str
+def panels(
+    data: np.ndarray, rows: int, cols: int, type_id: int, row0: int, isa: str, tiles: Tiles = ...
 ) -> np.ndarray: ...
 def tile(panel: np.ndarray, tokens: np.ndarray, isa: str) -> np.ndarray: ...
 def dense(data: np.ndarray, rows: int, cols: int, type_id: int, x: np.ndarray, isa: str) -> np.ndarray: ...

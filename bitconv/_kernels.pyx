@@ -7,21 +7,24 @@ from libc.stdlib cimport calloc, free
 import numpy as np
 
 cdef extern from "csrc/forward.h" nogil:
-    enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_MAX_TILE, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SITES, BC_N_ISAS
-    enum: BC_F32, BC_F16, BC_BF16, BC_I2_S
+    enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_TILE_ROWS, BC_MAX_ROWS, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SITES, BC_N_ISAS
+    enum: BC_F32, BC_F16, BC_BF16, BC_I2_S, BC_TL1, BC_TL2, BC_TQ1_0, BC_TQ2_0
 
     ctypedef struct bc_matrix:
         const uint8_t *data
         int64_t rows, cols
-        int32_t type
+        int32_t type, tile_rows, tile_cols, micro_rows
         float scale
 
     ctypedef struct bc_ternary:
         int32_t type
         const char *gemv_name
         const char *panel_name
-        void gemv(const bc_matrix *, int64_t, int64_t, const int8_t *, int32_t, int32_t *)
+        void gemv(const bc_matrix *, int64_t, int64_t, const int8_t *, int32_t, const uint8_t *, int32_t *)
         void panel(const bc_matrix *, int64_t, int64_t, int64_t, uint8_t *)
+        int64_t panel_end(const bc_matrix *, int64_t)
+        int64_t row_step(const bc_matrix *)
+        void (*prepare)(const bc_matrix *, const int8_t *, int64_t, int64_t, uint8_t *)
 
     ctypedef struct bc_attention:
         const float *q[2]
@@ -114,8 +117,7 @@ cdef extern from *:
 
 LANES = BC_LANES
 KEYS = BC_KEYS
-PANEL_ROWS = BC_PANEL_ROWS
-PANEL_COLS = BC_PANEL_COLS
+MAX_TILE_ROWS = BC_MAX_ROWS
 MAX_HEAD_DIM = BC_MAX_HEAD_DIM
 SITES = BC_SITES
 
@@ -149,38 +151,67 @@ cdef const bc_isa *find_isa(str name) except NULL:
     raise ValueError(f"no instruction set {name!r} on this CPU; there is {', '.join(isas())}")
 
 
+cdef const bc_ternary *find_ternary(str isa, int type_id) except NULL:
+    cdef const bc_ternary *kernels = bc_find_ternary(find_isa(isa), type_id)
+    if kernels == NULL:
+        raise ValueError(f"no {isa} kernels for tensor type {type_id}")
+    return kernels
+
+
 def kernel_names(str isa, int type_id) -> tuple:
     """The C functions (decode, prefill) that execute a ternary type, or () when it is not executed natively."""
     cdef const bc_ternary *kernels = bc_find_ternary(find_isa(isa), type_id)
     return () if kernels == NULL else (kernels.gemv_name.decode(), kernels.panel_name.decode())
 
 
-cdef bc_matrix as_matrix(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, float scale) except *:
+cdef int64_t dense_size(int type_id):
+    return 4 if type_id == BC_F32 else 2
+
+
+cdef int64_t ternary_bytes(int64_t rows, int64_t cols, int type_id, tiles) except -1:
+    """Bytes of the codes of a legal ternary weight, without what follows them; ValueError when it is not legal."""
+    if type_id == BC_I2_S and cols % 128 == 0:
+        return rows * cols // 4
+    if type_id == BC_TQ1_0 and cols % 256 == 0:
+        return rows * cols // 256 * 54
+    if type_id == BC_TQ2_0 and cols % 256 == 0:
+        return rows * cols // 256 * 66
+    if type_id in (BC_TL1, BC_TL2):
+        bm_tile, bk, bm = tiles
+        if not 0 < bm_tile <= BC_MAX_ROWS or rows % bm_tile or bk <= 0:
+            raise ValueError(f"tiles of {bm_tile} rows x {bk} columns in a weight of {rows} x {cols}")
+        if type_id == BC_TL1:
+            if bm in (32, 64) and bm_tile % bm == 0 and cols % bk == 0 and bk % (256 // bm) == 0 and bk <= 256 and cols % 16 == 0:
+                return rows * cols // 4
+        elif bm_tile % 32 == 0 and bk % 24 == 0 and bk <= 240 and cols % bk % 32 == 0 and cols % bk <= 256 and cols >= bk:
+            three_k = cols // bk * bk
+            return rows * three_k // 6 + rows * three_k // 24 + rows * (cols - three_k) // 4
+    raise ValueError(f"tensor type {type_id} cannot hold {rows} x {cols} (tiles {tiles}), or has no kernels")
+
+
+cdef bc_matrix as_matrix(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, float scale, tiles) except *:
     cdef bc_matrix m
     cdef int64_t need
     if rows <= 0 or cols <= 0:
         raise ValueError(f"a matrix of {rows} x {cols}")
     if bc_is_dense(type_id):
-        need = rows * cols * (4 if type_id == BC_F32 else 2)
-        if (<size_t>&data[0]) % (4 if type_id == BC_F32 else 2):
+        need = rows * cols * dense_size(type_id)
+        if (<size_t>&data[0]) % <size_t>dense_size(type_id):
             raise ValueError("the data of a dense matrix is not aligned")
-    elif type_id == BC_I2_S:
-        if cols % 128:
-            raise ValueError(f"I2_S needs columns in multiples of 128, not {cols}")
-        need = rows * cols // 4
     else:
-        raise ValueError(f"no kernels for tensor type {type_id}")
+        need = ternary_bytes(rows, cols, type_id, tiles)
     if data.shape[0] < need:
         raise ValueError(f"a matrix of {rows} x {cols} needs {need} bytes, not {data.shape[0]}")
     m.data, m.rows, m.cols, m.type, m.scale = &data[0], rows, cols, type_id, scale
+    m.tile_rows, m.tile_cols, m.micro_rows = tiles
     return m
 
 
 cdef class Engine:
     """A model ready to run: its dimensions, the kernels of one instruction set, and pointers into the mapped file.
 
-    Weights are (data uint8, rows, cols, type id, scale) tuples; norms are float32 arrays. Everything given is kept
-    alive by the engine. A model is complete once `set_layer` was called for each layer.
+    Weights are (data uint8, rows, cols, type id, scale, (BM, BK, bm)) tuples, the last all 0 but for TL1 and TL2; norms
+    are float32 arrays. Everything given is kept alive by the engine. A model is complete once `set_layer` was called for each layer.
     """
 
     cdef bc_model model
@@ -224,8 +255,8 @@ cdef class Engine:
         return &values[0]
 
     cdef bc_matrix matrix(self, weight, int64_t rows, int64_t cols) except *:
-        cdef bc_matrix m = as_matrix(weight[0], weight[1], weight[2], weight[3], weight[4])
-        if m.rows != rows or m.cols != (cols if bc_is_dense(m.type) else bc_round_up(cols, 128)):
+        cdef bc_matrix m = as_matrix(weight[0], weight[1], weight[2], weight[3], weight[4], weight[5])
+        if m.rows != rows or m.cols != (bc_round_up(cols, 128) if m.type == BC_I2_S else cols):
             raise ValueError(f"a weight of {m.rows} x {m.cols}, expected {rows} x {cols}")
         if not bc_is_dense(m.type) and bc_find_ternary(self.model.isa, m.type) == NULL:
             raise ValueError(f"no kernel for tensor type {m.type}")
@@ -375,38 +406,51 @@ def quantise(const float[::1] x, str isa) -> tuple:
 
 
 def gemv(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const int8_t[::1] q, str isa,
-         int64_t row0=0, row1=None):
+         tiles=(0, 0, 0), int64_t row0=0, row1=None):
     """int32 [row1 - row0]: exact products of a ternary weight with the codes q of one token."""
-    cdef const bc_isa *kernels = find_isa(isa)
-    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0)
-    cdef int64_t end = rows if row1 is None else row1
-    if q.shape[0] != cols or not 0 <= row0 < end <= rows or bc_is_dense(type_id):
+    cdef const bc_ternary *kernels = find_ternary(isa, type_id)
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, tiles)
+    cdef int64_t end = rows if row1 is None else row1, k
+    if q.shape[0] != cols or not 0 <= row0 < end <= rows or row0 % kernels.row_step(&m):
         raise ValueError("wrong arguments")
     out = np.empty(end - row0, dtype=np.int32)
     cdef int32_t[::1] sums = out
     cdef int32_t q_sum = int(np.asarray(q).sum(dtype=np.int64))
-    bc_find_ternary(kernels, type_id).gemv(&m, row0, end, &q[0], q_sum, &sums[0])
+    cdef uint8_t[::1] table = np.zeros(16 * cols, dtype=np.uint8)
+    if kernels.prepare != NULL:
+        for k in range(0, cols, 192):
+            kernels.prepare(&m, &q[0], k, min(k + 192, cols), &table[0])
+    kernels.gemv(&m, row0, end, &q[0], q_sum, &table[0], &sums[0])
     return out
 
 
-def panel(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, int64_t row0, int64_t k0, int64_t k1, str isa):
-    """uint8 [(k1 - k0) / 4, 16, 4]: codes trit + 1 of 16 rows."""
-    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0)
-    if not 0 <= row0 < rows or not 0 <= k0 < k1 <= cols or k0 % 128 or k1 % 128 or bc_is_dense(type_id):
+def panels(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, int64_t row0, str isa, tiles=(0, 0, 0)):
+    """uint8 [32, cols]: codes trit + 1 of 32 rows, put back in order from the panels that prefill unpacks."""
+    cdef const bc_ternary *kernels = find_ternary(isa, type_id)
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, tiles)
+    cdef int64_t k0 = 0, k1
+    cdef uint8_t[::1] panel = np.zeros(BC_PANEL_ROWS * BC_PANEL_COLS, dtype=np.uint8)
+    if not 0 <= row0 < rows or row0 % BC_PANEL_ROWS:
         raise ValueError("wrong arguments")
-    out = np.empty(((k1 - k0) // 4, BC_PANEL_ROWS, 4), dtype=np.uint8)
-    cdef uint8_t[:, :, ::1] codes = out
-    bc_find_ternary(find_isa(isa), type_id).panel(&m, row0, k0, k1, &codes[0, 0, 0])
-    return out
+    parts = []
+    while k0 < cols:
+        k1 = kernels.panel_end(&m, k0)
+        if not k0 < k1 <= k0 + BC_PANEL_COLS:
+            raise AssertionError(f"a panel from {k0} to {k1}")
+        kernels.panel(&m, row0, k0, k1, &panel[0])
+        codes = np.asarray(panel)[: BC_PANEL_ROWS * (k1 - k0)].reshape(2, -1, BC_TILE_ROWS, 4)
+        parts.append(codes.transpose(0, 2, 1, 3).reshape(BC_PANEL_ROWS, -1).copy())
+        k0 = k1
+    return np.concatenate(parts, axis=1)
 
 
 def tile(const uint8_t[:, :, ::1] panel, const int8_t[:, :, ::1] tokens, str isa):
     """int32 [tile, 16]: panel [k/4, 16, 4] times tokens [k/4, tile, 4], tile being 2, 4 or 6."""
-    if panel.shape[0] != tokens.shape[0] or panel.shape[1] != BC_PANEL_ROWS or panel.shape[2] != 4 or tokens.shape[2] != 4:
+    if panel.shape[0] != tokens.shape[0] or panel.shape[1] != BC_TILE_ROWS or panel.shape[2] != 4 or tokens.shape[2] != 4:
         raise ValueError("wrong shapes")
     if tokens.shape[1] not in (2, 4, 6) or panel.shape[0] < 1:
         raise ValueError("wrong tile")
-    out = np.zeros((tokens.shape[1], BC_PANEL_ROWS), dtype=np.int32)
+    out = np.zeros((tokens.shape[1], BC_TILE_ROWS), dtype=np.int32)
     cdef int32_t[:, ::1] sums = out
     find_isa(isa).tile(&panel[0, 0, 0], &tokens[0, 0, 0], <int32_t>tokens.shape[1], panel.shape[0] * 4, &sums[0, 0])
     return out
@@ -414,7 +458,7 @@ def tile(const uint8_t[:, :, ::1] panel, const int8_t[:, :, ::1] tokens, str isa
 
 def dense(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const float[:, ::1] x, str isa):
     """float32 [tokens, rows]: a dense weight times x [tokens, cols padded to LANES]."""
-    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0)
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, (0, 0, 0))
     if not bc_is_dense(type_id) or x.shape[1] != bc_round_up(cols, BC_LANES):
         raise ValueError("wrong arguments")
     out = np.empty((x.shape[0], rows), dtype=np.float32)

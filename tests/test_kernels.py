@@ -44,8 +44,8 @@ def test_i2_s_gemv_is_the_exact_product(seed, rows, cols):
     for isa in ISAS:
         sums = _kernels.gemv(pack_i2_s(trits), rows, cols, I2_S, q, isa)
         assert np.array_equal(sums, trits.astype(np.int64) @ q.astype(np.int64)), isa
-        row0 = rows // 3
-        assert np.array_equal(_kernels.gemv(pack_i2_s(trits), rows, cols, I2_S, q, isa, row0), sums[row0:])
+        row0 = rows // 3 // 4 * 4
+        assert np.array_equal(_kernels.gemv(pack_i2_s(trits), rows, cols, I2_S, q, isa, row0=row0), sums[row0:])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -60,18 +60,17 @@ def test_same_sign_activations_do_not_wrap_an_accumulator(isa, sign):
     assert (_kernels.tile(panel, tokens, isa) == 2 * 127 * sign * cols).all()
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 9))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.integers(1, 9))
 @settings(max_examples=20, deadline=None)
-def test_i2_s_panel_holds_the_codes_of_16_rows(seed, rows, blocks):
+def test_i2_s_panels_hold_the_codes_of_32_rows(seed, rows, blocks):
     rng = np.random.default_rng(seed)
     cols = blocks * 128
     trits = random_trits(rng, rows, cols)
-    row0 = int(rng.integers(0, rows))
-    k0 = int(rng.integers(0, blocks)) * 128
-    expected = trits[np.minimum(np.arange(row0, row0 + 16), rows - 1), k0:] + 1
-    for isa in ISAS:
-        panel = _kernels.panel(pack_i2_s(trits), rows, cols, I2_S, row0, k0, cols, isa)
-        assert np.array_equal(panel.transpose(1, 0, 2).reshape(16, -1), expected), isa
+    for row0 in range(0, rows, 32):
+        expected = trits[row0 : row0 + 32] + 1
+        for isa in ISAS:
+            codes = _kernels.panels(pack_i2_s(trits), rows, cols, I2_S, row0, isa)
+            assert np.array_equal(codes[: len(expected)], expected), isa
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 6]), st.integers(1, 150))
@@ -178,7 +177,7 @@ def test_dense_product_is_the_same_on_every_isa_and_batch(type_id, cols, tokens)
     results = [_kernels.dense(data, 11, cols, type_id, x, isa) for isa in ISAS]
     for result in results[1:]:
         assert np.array_equal(results[0].view(np.uint32), result.view(np.uint32))
-    alone = np.concatenate([_kernels.dense(data, 11, cols, type_id, x[i : i + 1].copy(), ISAS[0]) for i in range(tokens)])
+    alone = np.concatenate([_kernels.dense(data, 11, cols, type_id, x[i : i + 1], ISAS[0]) for i in range(tokens)])
     assert np.array_equal(results[0], alone)
     expected = x[:, :cols].astype(np.float64) @ widen(stored).astype(np.float64).T
     assert np.allclose(results[0], expected, rtol=0, atol=1e-6 * cols)  # at most cols/32 + 5 roundings of O(1) terms
@@ -197,7 +196,7 @@ def test_every_half_is_widened_as_numpy_does():
         assert np.array_equal(got[keep], expected[keep])
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 100), st.sampled_from([2, 12, 64, 100, 128]), st.sampled_from([F16, F32]))
+@given(st.integers(0, 999), st.integers(1, 100), st.sampled_from([2, 12, 64, 100, 128]), st.sampled_from([F16, F32]))
 @settings(max_examples=30, deadline=None)
 def test_attention_is_softmax_of_scores_times_values(seed, n, dim, type_id):
     rng = np.random.default_rng(seed)

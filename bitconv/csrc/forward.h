@@ -50,6 +50,7 @@ typedef struct {
     float *x, *x_next, *normed, *qkv, *attended, *gate, *up, *scale;
     int32_t *sum;
     int8_t *codes, *tiles;
+    uint8_t *tables;
 } bc_scratch;
 
 typedef struct {
@@ -98,6 +99,7 @@ static int64_t bc_scratch_layout(const bc_model *m, int64_t n, uint8_t *base, bc
     BC_TAKE(sum, n * 4);
     BC_TAKE(codes, n * bc_widest(m));
     BC_TAKE(tiles, (n + BC_MAX_TILE) * bc_widest(m));
+    BC_TAKE(tables, BC_MAX_LINEARS * (BC_GEMM_TOKENS - 1) * bc_widest(m) * BC_TABLE_BYTES);
 #undef BC_TAKE
     return at;
 }
@@ -134,7 +136,7 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
     const bc_model *m = run->model;
     const int64_t cols = bc_site_width(m, site);
     *in = (bc_input){run->batch->n, cols, bc_round_up(cols, 128), run->s.normed, bc_round_up(cols, BC_LANES),
-                     run->s.codes, run->s.tiles, run->s.scale, run->s.sum};
+                     run->s.codes, run->s.tiles, run->s.scale, run->s.sum, run->s.tables};
     for (int64_t task; (task = bc_next_task(thread)) * BC_MAX_TILE < in->n;) {
         const int64_t t0 = task * BC_MAX_TILE, t1 = bc_min(t0 + BC_MAX_TILE, in->n);
         for (int64_t t = t0; t < t1; t++) {
@@ -162,12 +164,16 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
 
 static bc_linear bc_linear_of(const bc_model *m, const bc_matrix *w, float *out, int64_t ldo, const float *residual)
 {
-    const bc_linear l = {w, bc_is_dense(w->type) ? NULL : bc_find_ternary(m->isa, w->type), out, ldo, residual};
+    const bc_linear l = {w, bc_is_dense(w->type) ? NULL : bc_find_ternary(m->isa, w->type), -1, out, ldo, residual};
     return l;
 }
 
-static void bc_multiply(bc_run *run, bc_thread *thread, const bc_linear *linears, int n, const bc_input *in)
+static void bc_multiply(bc_run *run, bc_thread *thread, bc_linear *linears, int n, const bc_input *in)
 {
+    if (bc_share_tables(linears, n, in)) {
+        bc_build_tables(thread, linears, n, in);
+        bc_barrier(thread);
+    }
     bc_apply(run->model->isa, thread, linears, n, in);
     bc_barrier(thread);
 }
@@ -239,7 +245,7 @@ static void bc_layer_forward(bc_run *run, bc_thread *thread, int32_t layer)
     bc_input in;
 
     bc_prepare(run, thread, layer, BC_SITE_ATTENTION, s->x, ldx, l->attn_norm, &in);
-    const bc_linear qkv[] = {
+    bc_linear qkv[] = {
         bc_linear_of(m, &l->q, s->qkv, ld_qkv, NULL),
         bc_linear_of(m, &l->k, s->qkv + q_width, ld_qkv, NULL),
         bc_linear_of(m, &l->v, s->qkv + q_width + (int64_t)m->n_kv_heads * m->head_dim, ld_qkv, NULL),
@@ -248,17 +254,17 @@ static void bc_layer_forward(bc_run *run, bc_thread *thread, int32_t layer)
     bc_rotate(run, thread, layer);
     bc_attend(run, thread, layer);
     bc_prepare(run, thread, layer, BC_SITE_ATTENTION_OUTPUT, s->attended, ld_attended, l->attn_sub_norm, &in);
-    const bc_linear output = bc_linear_of(m, &l->output, s->x_next, ldx, s->x);
+    bc_linear output = bc_linear_of(m, &l->output, s->x_next, ldx, s->x);
     bc_multiply(run, thread, &output, 1, &in);
 
     bc_prepare(run, thread, layer, BC_SITE_FFN, s->x_next, ldx, l->ffn_norm, &in);
-    const bc_linear gate_up[] = {
+    bc_linear gate_up[] = {
         bc_linear_of(m, &l->gate, s->gate, ld_ffn, NULL),
         bc_linear_of(m, &l->up, s->up, ld_ffn, NULL),
     };
     bc_multiply(run, thread, gate_up, 2, &in);
     bc_prepare(run, thread, layer, BC_SITE_FFN_DOWN, s->gate, ld_ffn, l->ffn_sub_norm, &in);
-    const bc_linear down = bc_linear_of(m, &l->down, s->x, ldx, s->x_next);
+    bc_linear down = bc_linear_of(m, &l->down, s->x, ldx, s->x_next);
     bc_multiply(run, thread, &down, 1, &in);
 }
 
@@ -274,7 +280,7 @@ static void bc_logits(bc_run *run, bc_thread *thread)
     }
     bc_barrier(thread);
     const bc_input in = {.n = b->n_logits, .cols = m->hidden, .x = run->s.normed, .ldx = ldx};
-    const bc_linear head = bc_linear_of(m, &m->head, b->logits, m->head.rows, NULL);
+    bc_linear head = bc_linear_of(m, &m->head, b->logits, m->head.rows, NULL);
     bc_multiply(run, thread, &head, 1, &in);
 }
 

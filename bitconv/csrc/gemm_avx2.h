@@ -20,7 +20,7 @@
     high##t = _mm256_add_epi16(high##t, b);                      \
     __asm__("" : "+x"(low##t), "+x"(high##t));
 #define GEMM_WIDEN(t)                                                                                           \
-    out = (__m256i *)(acc + t * BC_PANEL_ROWS);                                                                 \
+    out = (__m256i *)(acc + t * BC_TILE_ROWS);                                                                 \
     _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(low##t, ones)));       \
     _mm256_storeu_si256(out + 1, _mm256_add_epi32(_mm256_loadu_si256(out + 1), _mm256_madd_epi16(high##t, ones)));
 
@@ -31,7 +31,7 @@
         for (int64_t g = 0; g < k / 4;) {                                                              \
             const int64_t end = bc_min(g + 64, k / 4);                                                 \
             GEMM_FOR_##T(GEMM_ZERO)                                                                    \
-            for (; g < end; g++, panel += BC_PANEL_ROWS * 4, x += T * 4) {                             \
+            for (; g < end; g++, panel += BC_TILE_ROWS * 4, x += T * 4) {                             \
                 const __m256i w0 = _mm256_loadu_si256((const __m256i *)panel);                         \
                 const __m256i w1 = _mm256_loadu_si256((const __m256i *)panel + 1);                     \
                 __m256i b, product;                                                                    \

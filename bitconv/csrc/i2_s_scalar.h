@@ -9,8 +9,10 @@ static inline int32_t i2_s_code(const uint8_t *row, int64_t k)
     return row[k / 128 * 32 + k % 32] >> (6 - k % 128 / 32 * 2) & 3;
 }
 
-static void i2_s_gemv_scalar(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, int32_t *out)
+static void i2_s_gemv_scalar(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum,
+                             const uint8_t *table, int32_t *out)
 {
+    (void)table;
     for (int64_t r = row0; r < row1; r++) {
         const uint8_t *row = w->data + r * (w->cols / 4);
         int32_t sum = 0;
@@ -29,10 +31,14 @@ static void i2_s_panel_scalar(const bc_matrix *w, int64_t row0, int64_t k0, int6
     for (int64_t i = 0; i < BC_PANEL_ROWS; i++) {
         const uint8_t *row = w->data + bc_min(row0 + i, w->rows - 1) * (w->cols / 4);
         for (int64_t k = k0; k < k1; k++)
-            panel[(k - k0) / 4 * BC_PANEL_ROWS * 4 + i * 4 + (k - k0) % 4] = (uint8_t)i2_s_code(row, k);
+            panel[bc_panel_at(i, k - k0, k1 - k0)] = (uint8_t)i2_s_code(row, k);
     }
 }
 
-static const bc_ternary ternary_scalar[] = {
-    {BC_I2_S, "i2_s_gemv_scalar", "i2_s_panel_scalar", i2_s_gemv_scalar, i2_s_panel_scalar},
-};
+static int64_t bc_plain_panel_end(const bc_matrix *w, int64_t k0) { return bc_min(k0 + BC_PANEL_COLS, w->cols); }
+
+static int64_t bc_any_row_step(const bc_matrix *w)
+{
+    (void)w;
+    return 4;
+}

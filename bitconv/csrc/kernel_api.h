@@ -19,8 +19,9 @@
 enum {
     BC_LANES = 32,       /* virtual lanes of a float reduction; float rows are padded to a multiple of it */
     BC_KEYS = 32,        /* keys in one block of the cache and of the online softmax */
-    BC_PANEL_ROWS = 16,  /* rows of one unpacked weight panel */
-    BC_PANEL_COLS = 1024,/* columns unpacked at a time: 16 KiB of codes, which stay in L1 */
+    BC_TILE_ROWS = 16,   /* rows of one register tile */
+    BC_PANEL_ROWS = 32,  /* rows unpacked at a time: two register tiles, and one row block of TL1 and TL2 */
+    BC_PANEL_COLS = 512, /* columns unpacked at a time, at most: 16 KiB of codes, which stay in L1 */
     BC_TOKEN_BLOCK = 132,/* tokens that share one unpacked panel: their int32 sums stay in L1 */
     BC_MAX_TILE = 6,     /* tokens of one register tile */
     BC_QUERIES = 2,      /* query heads that share one pass over the keys */
@@ -28,13 +29,14 @@ enum {
 };
 
 /* ggml tensor type ids that the engine executes */
-enum { BC_F32 = 0, BC_F16 = 1, BC_BF16 = 30, BC_I2_S = 36 };
+enum { BC_F32 = 0, BC_F16 = 1, BC_BF16 = 30, BC_TQ1_0 = 34, BC_TQ2_0 = 35, BC_I2_S = 36, BC_TL1 = 38, BC_TL2 = 39 };
 
 /* a weight of rows x cols as the file holds it; cols of a ternary weight is the padded length of a row of codes */
 typedef struct {
     const uint8_t *data;
     int64_t rows, cols;
     int32_t type;
+    int32_t tile_rows, tile_cols, micro_rows; /* BM, BK, bm of TL1 and TL2; unused by the others */
     float scale; /* the multiplier of a ternary weight; unused by dense ones */
 } bc_matrix;
 
@@ -42,10 +44,17 @@ typedef struct {
 typedef struct {
     int32_t type;
     const char *gemv_name, *panel_name;
-    /* out[r - row0] = sum_k trit[r][k] * q[k], exact; q has w->cols codes, q_sum is their sum */
-    void (*gemv)(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, int32_t *out);
-    /* codes trit+1 of rows row0..row0+15 and columns k0..k1 as [(k1-k0)/4][16 rows][4]; rows past the end repeat the last */
+    /* out[r - row0] = sum_k trit[r][k] * q[k], exact; q has w->cols codes and q_sum is their sum. row0 and row1 are
+     * multiples of row_step(w), or row1 is the end; table is what prepare made of q. */
+    void (*gemv)(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, const uint8_t *table,
+                 int32_t *out);
+    /* codes trit + 1 of rows row0..row0+31 and columns k0..k1 as [2][(k1-k0)/4][16 rows][4]; row0 is a multiple of 32,
+     * k1 = panel_end(w, k0), and what stands for rows past the end is any code */
     void (*panel)(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel);
+    int64_t (*panel_end)(const bc_matrix *w, int64_t k0);
+    int64_t (*row_step)(const bc_matrix *w);
+    /* look-up tables of the codes of columns k0..k1 (k0 a multiple of 192), at their place in table; NULL: none */
+    void (*prepare)(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table);
 } bc_ternary;
 
 /* attention of n_q query heads of one token that share one key/value head */
@@ -85,7 +94,18 @@ typedef struct {
 } bc_isa;
 
 static inline int64_t bc_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+/* where the code of row i and column k of a panel of n columns lies */
+static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)
+{
+    return i / BC_TILE_ROWS * n * BC_TILE_ROWS + k / 4 * BC_TILE_ROWS * 4 + i % BC_TILE_ROWS * 4 + k % 4;
+}
+
 static inline int64_t bc_min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* one row of a table of ternary types; needs ISA and BC_ISA_NAME */
+#define BC_TERNARY(type, prefix, panel_end, row_step, prepare)                                                        \
+    {type, #prefix "_gemv_" BC_ISA_NAME, #prefix "_panel_" BC_ISA_NAME, ISA(prefix##_gemv), ISA(prefix##_panel),      \
+     panel_end, row_step, prepare}
 
 #define BC_INLINE static inline __attribute__((always_inline))
 

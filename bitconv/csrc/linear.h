@@ -9,6 +9,9 @@ enum {
     BC_GEMM_TOKENS = 4,   /* from this many tokens on, panels and tiles beat one GEMV per token */
     BC_MAX_ROWS = 1024,   /* rows of one task; its int32 sums lie on the stack */
     BC_MIN_ROWS = 16,
+    BC_TABLE_COLS = 768,  /* columns of one task that builds look-up tables */
+    BC_TABLE_BYTES = 16,  /* of look-up tables per column, at most */
+    BC_MAX_LINEARS = 3,   /* products that share an input */
 };
 
 /* the inputs of a site: n rows of cols features, as float32 for dense weights and as int8 codes for ternary ones */
@@ -20,12 +23,14 @@ typedef struct {
     int8_t *tiles;                 /* the same codes as [tile][codes_stride/4][tokens of the tile][4]; from BC_GEMM_TOKENS on */
     float *scale;                  /* [n]; x ~= codes / scale */
     int32_t *sum;                  /* [n]; the sum of the codes */
+    uint8_t *tables;               /* [BC_MAX_LINEARS][BC_GEMM_TOKENS - 1][codes_stride * BC_TABLE_BYTES] for decode */
 } bc_input;
 
 /* out[t][row] = W x_t, plus residual[t][row] when there is one */
 typedef struct {
     const bc_matrix *w;
     const bc_ternary *ternary; /* NULL: dense */
+    int table;                 /* which of the input's tables it looks up */
     float *out;
     int64_t ldo;
     const float *residual; /* the same stride as out; never the same memory */
@@ -61,19 +66,59 @@ static inline void bc_store_row(const bc_linear *l, const bc_input *in, int64_t 
             out[i] += l->residual[t * l->ldo + row + i];
 }
 
-static inline int64_t bc_rows_per_task(int64_t rows, int32_t threads)
+static inline int bc_uses_gemm(const bc_linear *l, const bc_input *in) { return l->ternary && in->n >= BC_GEMM_TOKENS; }
+
+static inline uint8_t *bc_table(const bc_linear *l, const bc_input *in, int64_t t)
 {
-    const int64_t rows_each = bc_round_up(rows / (8 * threads) + 1, 4);
-    return rows_each < BC_MIN_ROWS ? BC_MIN_ROWS : bc_min(rows_each, BC_MAX_ROWS);
+    return in->tables + (l->table * (BC_GEMM_TOKENS - 1) + t) * in->codes_stride * BC_TABLE_BYTES;
 }
 
-static inline int bc_uses_gemm(const bc_linear *l, const bc_input *in) { return l->ternary && in->n >= BC_GEMM_TOKENS; }
+/* Let products of the same type and tiling share their tables; returns whether any tables must be built. */
+static int bc_share_tables(bc_linear *linears, int n, const bc_input *in)
+{
+    int any = 0;
+    for (int i = 0; i < n; i++) {
+        const bc_matrix *w = linears[i].w;
+        linears[i].table = -1;
+        if (!linears[i].ternary || !linears[i].ternary->prepare || bc_uses_gemm(linears + i, in))
+            continue;
+        any = 1;
+        linears[i].table = i;
+        for (int j = i - 1; j >= 0; j--) {
+            const bc_matrix *other = linears[j].w;
+            if (other->type == w->type && other->tile_cols == w->tile_cols && other->micro_rows == w->micro_rows)
+                linears[i].table = linears[j].table;
+        }
+    }
+    return any;
+}
+
+/* The step before a product with look-up tables; the caller puts the barrier. */
+static void bc_build_tables(bc_thread *thread, const bc_linear *linears, int n, const bc_input *in)
+{
+    const int64_t pieces = (in->codes_stride + BC_TABLE_COLS - 1) / BC_TABLE_COLS;
+    for (int64_t task; (task = bc_next_task(thread)) < n * in->n * pieces;) {
+        const int i = (int)(task / (in->n * pieces));
+        const int64_t t = task / pieces % in->n, k0 = task % pieces * BC_TABLE_COLS;
+        if (linears[i].table == i)
+            linears[i].ternary->prepare(linears[i].w, in->codes + t * in->codes_stride, k0,
+                                        bc_min(k0 + BC_TABLE_COLS, linears[i].w->cols), bc_table(linears + i, in, t));
+    }
+}
+
+static inline int64_t bc_rows_per_task(const bc_linear *l, int32_t threads)
+{
+    int64_t each = bc_round_up(l->w->rows / (8 * threads) + 1, 4);
+    each = each < BC_MIN_ROWS ? BC_MIN_ROWS : bc_min(each, BC_MAX_ROWS);
+    const int64_t step = l->ternary ? l->ternary->row_step(l->w) : 1;
+    return each <= step ? step : each / step * step;
+}
 
 static int64_t bc_linear_tasks(const bc_linear *l, const bc_input *in, int32_t threads)
 {
     if (bc_uses_gemm(l, in))
         return (l->w->rows + BC_PANEL_ROWS - 1) / BC_PANEL_ROWS * ((in->n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK);
-    const int64_t each = bc_rows_per_task(l->w->rows, threads);
+    const int64_t each = bc_rows_per_task(l, threads);
     return (l->w->rows + each - 1) / each;
 }
 
@@ -90,7 +135,8 @@ static void bc_gemv_task(const bc_linear *l, const bc_input *in, int64_t row0, i
 {
     int32_t sums[BC_MAX_ROWS];
     for (int64_t t = 0; t < in->n; t++) {
-        l->ternary->gemv(l->w, row0, row1, in->codes + t * in->codes_stride, in->sum[t], sums);
+        const uint8_t *table = l->table < 0 ? NULL : bc_table(l, in, t);
+        l->ternary->gemv(l->w, row0, row1, in->codes + t * in->codes_stride, in->sum[t], table, sums);
         bc_store_row(l, in, t, row0, row1 - row0, sums);
     }
 }
@@ -99,24 +145,29 @@ static void bc_gemv_task(const bc_linear *l, const bc_input *in, int64_t row0, i
 static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t t0)
 {
     _Alignas(64) uint8_t panel[BC_PANEL_ROWS * BC_PANEL_COLS];
-    _Alignas(64) int32_t acc[(BC_TOKEN_BLOCK + BC_MAX_TILE) * BC_PANEL_ROWS];
-    const int64_t n = bc_min(in->n - t0, BC_TOKEN_BLOCK), k_all = l->w->cols;
-    const int64_t rows = bc_min(l->w->rows - row0, BC_PANEL_ROWS);
-    memset(acc, 0, sizeof *acc * (size_t)((n + BC_MAX_TILE) * BC_PANEL_ROWS));
-    for (int64_t k0 = 0; k0 < k_all; k0 += BC_PANEL_COLS) {
-        const int64_t k1 = bc_min(k0 + BC_PANEL_COLS, k_all);
+    _Alignas(64) int32_t acc[2][(BC_TOKEN_BLOCK + BC_MAX_TILE) * BC_TILE_ROWS];
+    const int64_t n = bc_min(in->n - t0, BC_TOKEN_BLOCK), n_halves = l->w->rows - row0 > BC_TILE_ROWS ? 2 : 1;
+    for (int64_t half = 0; half < n_halves; half++)
+        memset(acc[half], 0, sizeof **acc * (size_t)((n + BC_MAX_TILE) * BC_TILE_ROWS));
+    for (int64_t k0 = 0, k1; k0 < l->w->cols; k0 = k1) {
+        k1 = l->ternary->panel_end(l->w, k0);
         l->ternary->panel(l->w, row0, k0, k1, panel);
-        for (int64_t t = 0; t < n;) {
-            const int32_t tile = bc_tile(in->n - t0 - t);
-            isa->tile(panel, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile, k1 - k0, acc + t * BC_PANEL_ROWS);
-            t += tile;
-        }
+        for (int64_t half = 0; half < n_halves; half++)
+            for (int64_t t = 0; t < n;) {
+                const int32_t tile = bc_tile(in->n - t0 - t);
+                isa->tile(panel + half * (k1 - k0) * BC_TILE_ROWS, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile,
+                          k1 - k0, acc[half] + t * BC_TILE_ROWS);
+                t += tile;
+            }
     }
-    for (int64_t t = 0; t < n; t++) {
-        int32_t *sums = acc + t * BC_PANEL_ROWS;
-        for (int64_t i = 0; i < rows; i++)
-            sums[i] -= in->sum[t0 + t];
-        bc_store_row(l, in, t0 + t, row0, rows, sums);
+    for (int64_t half = 0; half < n_halves; half++) {
+        const int64_t first = row0 + half * BC_TILE_ROWS, rows = bc_min(l->w->rows - first, BC_TILE_ROWS);
+        for (int64_t t = 0; t < n; t++) {
+            int32_t *sums = acc[half] + t * BC_TILE_ROWS;
+            for (int64_t i = 0; i < rows; i++)
+                sums[i] -= in->sum[t0 + t];
+            bc_store_row(l, in, t0 + t, first, rows, sums);
+        }
     }
 }
 
@@ -126,7 +177,7 @@ static void bc_apply(const bc_isa *isa, bc_thread *thread, const bc_linear *line
     int64_t task = bc_next_task(thread), first = 0;
     for (int i = 0; i < n_linears; i++) {
         const bc_linear *l = linears + i;
-        const int64_t tasks = bc_linear_tasks(l, in, thread->size), each = bc_rows_per_task(l->w->rows, thread->size);
+        const int64_t tasks = bc_linear_tasks(l, in, thread->size), each = bc_rows_per_task(l, thread->size);
         const int64_t panels = (l->w->rows + BC_PANEL_ROWS - 1) / BC_PANEL_ROWS;
         for (; task < first + tasks; task = bc_next_task(thread)) {
             const int64_t at = task - first, row0 = at * each, row1 = bc_min(row0 + each, l->w->rows);

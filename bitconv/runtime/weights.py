@@ -15,8 +15,9 @@ from bitconv.tensor_types.ternary import three_values
 if TYPE_CHECKING:
     from bitconv.formats.gguf import GgufFile
 
-Weight = tuple[np.ndarray, int, int, int, float]
-"""(data uint8, rows, cols, type id, scale): what `_kernels.Engine` takes."""
+NO_TILES = (0, 0, 0)
+Weight = tuple[np.ndarray, int, int, int, float, tuple[int, int, int]]
+"""(data uint8, rows, cols, type id, scale, tiles): what `_kernels.Engine` takes."""
 
 _STORAGE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _PANEL = 128  # the engine pads a row of activation codes to this many columns
@@ -58,7 +59,7 @@ class Weights:
         data = self._gguf.data(name)
         if info.offset % 4:  # a file with an odd alignment: the kernels read whole numbers
             data = data.copy()
-        return data, info.shape[0], info.shape[1], info.type_id, 1.0
+        return data, info.shape[0], info.shape[1], info.type_id, 1.0, NO_TILES
 
     def linear(self, name: str) -> Weight:
         """Return the matrix of a linear layer, ternary or dense."""
@@ -77,7 +78,7 @@ class Weights:
         scale = float(data[packed : packed + 4].view("<f4")[0])
         if not (math.isfinite(scale) and scale >= 0):
             raise FormatError(f"{self._gguf.path}: tensor {name} has the scale {scale}; expected a finite positive one")
-        return data[:packed], rows, cols, info.type_id, scale
+        return data[:packed], rows, cols, info.type_id, scale, NO_TILES
 
     def _dense_values(self, name: str) -> np.ndarray:
         info = self._gguf.tensors[name]
@@ -98,4 +99,4 @@ class Weights:
         if padded != cols:
             trits = np.pad(trits, ((0, 0), (0, padded - cols)))
         i2_s = tensor_type("I2_S")
-        return i2_s.pack(trits, scale)[: rows * padded // 4].copy(), rows, padded, i2_s.gguf_id, scale
+        return i2_s.pack(trits, scale)[: rows * padded // 4].copy(), rows, padded, i2_s.gguf_id, scale, NO_TILES

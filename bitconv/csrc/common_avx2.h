@@ -1,0 +1,64 @@
+/* Small integer steps that several AVX2 kernels share. */
+
+BC_INLINE int32_t sum_i32_avx2(__m256i x)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+    return _mm_cvtsi128_si32(s);
+}
+
+/* 8x8 dwords: dword j of x[i] becomes dword i of x[j] */
+BC_INLINE void transpose8_avx2(__m256i x[8])
+{
+    __m256i t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+        t[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        u[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+        u[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+        u[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+        u[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        x[i] = _mm256_permute2x128_si256(u[i], u[i + 4], 0x20);
+        x[i + 4] = _mm256_permute2x128_si256(u[i], u[i + 4], 0x31);
+    }
+}
+
+BC_INLINE __m256i twice_avx2(const void *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
+
+/* 16 int16 values v -> a look-up table of two byte planes [16 low][16 high], v = base * high + low with |low| <= base/2;
+ * inverse = round(32768 / base) */
+BC_INLINE void store_planes_avx2(uint8_t *low, uint8_t *high, __m256i v, int base, int inverse)
+{
+    const __m256i h = _mm256_mulhrs_epi16(v, _mm256_set1_epi16((int16_t)inverse));
+    const __m256i l = _mm256_sub_epi16(v, _mm256_mullo_epi16(h, _mm256_set1_epi16((int16_t)base)));
+    const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi16(l, h), 0xd8);
+    _mm_storeu_si128((__m128i *)low, _mm256_castsi256_si128(both));
+    _mm_storeu_si128((__m128i *)high, _mm256_extracti128_si256(both, 1));
+}
+
+/* the sums of two weights under the 16 patterns 3*(w0+1) + w1+1 */
+BC_INLINE __m256i pair_sums_avx2(const int8_t *q)
+{
+    const __m256i w0 = _mm256_setr_epi16(-1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0);
+    const __m256i w1 = _mm256_setr_epi16(-1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0, 0, 0, 0, 0, 0);
+    return _mm256_add_epi16(_mm256_mullo_epi16(_mm256_set1_epi16(q[0]), w0), _mm256_mullo_epi16(_mm256_set1_epi16(q[1]), w1));
+}
+
+/* codes of 4 columns for 2 x 16 rows, in bytes -> dwords of 4 columns: lines[0] is the low lanes' 16 rows, in the order of
+ * their bytes, lines[1] the high lanes' */
+BC_INLINE void interleave4_avx2(__m256i a, __m256i b, __m256i c, __m256i d, __m256i lines[2][2])
+{
+    const __m256i ab0 = _mm256_unpacklo_epi8(a, b), ab1 = _mm256_unpackhi_epi8(a, b);
+    const __m256i cd0 = _mm256_unpacklo_epi8(c, d), cd1 = _mm256_unpackhi_epi8(c, d);
+    const __m256i x0 = _mm256_unpacklo_epi16(ab0, cd0), x1 = _mm256_unpackhi_epi16(ab0, cd0); /* bytes 0..3, 4..7 */
+    const __m256i x2 = _mm256_unpacklo_epi16(ab1, cd1), x3 = _mm256_unpackhi_epi16(ab1, cd1); /* 8..11, 12..15 */
+    lines[0][0] = _mm256_permute2x128_si256(x0, x1, 0x20);
+    lines[0][1] = _mm256_permute2x128_si256(x2, x3, 0x20);
+    lines[1][0] = _mm256_permute2x128_si256(x0, x1, 0x31);
+    lines[1][1] = _mm256_permute2x128_si256(x2, x3, 0x31);
+}
