@@ -110,14 +110,18 @@ def test_errors_become_exit_codes(
         assert "Traceback" in cli("convert", "x", "-v").err
 
 
-def test_a_table_in_an_error_stands_between_cause_and_hint(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indented_lines_of_an_error_stay_as_they_are(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import bitconv
 
+    message = "cause\n  row 1\n  row 2\nnext"
+
     def fail(*args: object, **options: object) -> None:
-        raise errors.UnsupportedError("cause\n  row 1\n  row 2\nnext")
+        raise errors.UnsupportedError(message)
 
     monkeypatch.setattr(bitconv, "convert", fail, raising=False)
     assert cli("convert", "x").err == "error: cause\n  row 1\n  row 2\nhint: next\n"
+    message = "cause\nnext:\n  line to type"
+    assert cli("convert", "x").err == "error: cause\nhint: next:\n  line to type\n"
 
 
 def test_a_library_warning_is_one_line(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:

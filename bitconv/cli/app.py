@@ -127,14 +127,13 @@ def _as_bitconv_error(error: Exception) -> BitconvError:
 
 
 def _report(error: BitconvError) -> int:
-    """First line the cause, last line the next step; what lies between (a table) is printed as it is."""
+    """First line the cause, an unindented one after it the next step; indented lines (tables) as they are."""
     cause, *rest = str(error).splitlines() or ["unknown error"]
+    if all(line.startswith(" ") for line in rest) and type(error) in NEXT_STEPS:
+        rest.append(NEXT_STEPS[type(error)])
     click.echo(f"error: {cause}", err=True)
-    for line in rest[:-1]:
-        click.echo(line, err=True)
-    hint = rest[-1] if rest else NEXT_STEPS.get(type(error))
-    if hint:
-        click.echo(f"hint: {hint}", err=True)
+    for line in rest:
+        click.echo(line if line.startswith(" ") else f"hint: {line}", err=True)
     return error.exit_code
 
 

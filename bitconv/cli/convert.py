@@ -112,7 +112,7 @@ def convert(
         return
     click.echo(
         f"{report.path}: {report.n_tensors} tensors, {report.type}, {report.bytes_out} bytes, "
-        f"from {report.bytes_in} bytes {report.weight_form}, in {report.seconds:.2f} s"
+        f"from {report.bytes_in} bytes ({report.weight_form}), in {report.seconds:.2f} s"
     )
 
 
