@@ -167,6 +167,8 @@ def test_one_weight_an_ulp_off_is_not_ternary(dtype):
     assert three_values(storage, dtype) is not None
     bits[1, 2] += 1
     assert three_values(storage, dtype) is None
+    bits[:] = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}[dtype]
+    assert three_values(storage, dtype) is None
 
 
 def test_negative_zero_is_a_zero():

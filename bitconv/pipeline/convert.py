@@ -12,7 +12,7 @@ import numpy as np
 
 import bitconv
 from bitconv.errors import FormatError, InputError, UnsupportedError
-from bitconv.formats.checkpoint import Checkpoint, open_checkpoint, to_float32
+from bitconv.formats.checkpoint import Checkpoint, TensorEntry, open_checkpoint, to_float32
 from bitconv.formats.gguf_writer import GgufWriter
 from bitconv.formats.hf_tokenizer import read_hf_tokenizer
 from bitconv.models import Hyperparameters
@@ -188,14 +188,14 @@ class _Conversion:
 
     def write(self, writer: GgufWriter, tensor: PlannedTensor) -> TensorReport:
         """Write one tensor and say what it became."""
-        with naming(tensor.source.name if tensor.source else tensor.name):
+        if tensor.source is None:
+            factors = self.settings.hyperparameters.rope_factors
+            writer.write(tensor.name, tensor.type.pack(np.asarray(factors, np.float32)))
+            return _report(tensor)
+        with naming(tensor.source):
             if tensor.linear:
                 return self._write_linear(writer, tensor)
-            if tensor.source is None:
-                factors = self.settings.hyperparameters.rope_factors
-                writer.write(tensor.name, tensor.type.pack(np.asarray(factors, np.float32)))
-            else:
-                self._write_dense(writer, tensor, tensor.source.name)
+            self._write_dense(writer, tensor, tensor.source)
         return _report(tensor)
 
     def close(self) -> None:
@@ -217,11 +217,11 @@ class _Conversion:
         if self._progress is not None:
             self._progress(self._done, self._total)
 
-    def _write_dense(self, writer: GgufWriter, tensor: PlannedTensor, source: str) -> None:
+    def _write_dense(self, writer: GgufWriter, tensor: PlannedTensor, source: TensorEntry) -> None:
         for start, stop in chunk_bounds(tensor.shape[0], math.prod(tensor.shape[1:])):
-            storage = self.checkpoint.read(source, start, stop - start)
+            storage = self.checkpoint.read(source.name, start, stop - start)
             self._count(storage.nbytes)
-            values = to_float32(storage, self.checkpoint.tensors[source].dtype)
+            values = to_float32(storage, source.dtype)
             if not np.isfinite(values).all():
                 bad = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
                 raise FormatError(f"value {values[tuple(bad)]} at {[bad[0] + start, *bad[1:]]} is not finite")
@@ -251,7 +251,7 @@ class _Conversion:
             return kind.pack_rows
         stored = float(kind.unpack(kind.pack(np.array([[multiplier]], np.float32)), 1, 1)[0, 0])
         if stored == 0:
-            raise UnsupportedError(f"multiplier {multiplier:g} becomes 0 in {kind.name}; use f32 or i2_s")
+            raise UnsupportedError(f"multiplier {multiplier:g} becomes 0 in {kind.name}\nuse f32 or i2_s")
         if stored != multiplier:
             self._inexact.append(tensor.name)
         return lambda trits: kind.pack_rows(trits * np.float32(multiplier))

@@ -70,12 +70,14 @@ class Plan:
 
 
 @contextlib.contextmanager
-def naming(tensor: str) -> Iterator[None]:
-    """Put the name of a tensor in front of the message of any BitconvError raised inside."""
+def naming(entry: TensorEntry) -> Iterator[None]:
+    """Put file and tensor in front of the message of any BitconvError raised inside that lacks them."""
     try:
         yield
     except BitconvError as error:
-        raise type(error)(f"tensor {tensor}: {error}") from error
+        if str(entry.file) in str(error):
+            raise
+        raise type(error)(f"{entry.file}: tensor {entry.name}: {error}") from error
 
 
 def plan_tensors(checkpoint: Checkpoint, settings: CheckpointSettings, types: OutputTypes) -> Plan:
@@ -169,7 +171,7 @@ def _refuse_leftovers(checkpoint: Checkpoint, left: list[str]) -> None:
     for name in left:
         if name.endswith((".bias", ".rms_norm.weight")):
             raise UnsupportedError(
-                f"{checkpoint.path}: tensor {name}; linears with a bias or an RMSNorm of their own are not supported"
+                f"{checkpoint.path}: tensor {name}: a linear with a bias or an RMSNorm of its own is not supported"
             )
     if left:
         raise FormatError(f"{checkpoint.path}: {_tensors(left)} unknown to this architecture: {_some(left)}")
@@ -178,9 +180,9 @@ def _refuse_leftovers(checkpoint: Checkpoint, left: list[str]) -> None:
 def _check_legal(tensor: PlannedTensor) -> None:
     reason = tensor.type.illegal(tensor.rows, tensor.cols)
     if reason:
-        source = tensor.source.name if tensor.source else tensor.name
+        where = f"{tensor.source.file}: tensor {tensor.source.name}" if tensor.source else tensor.name
         raise UnsupportedError(
-            f"tensor {tensor.name} ({source}) [{tensor.rows}, {tensor.cols}]: {reason}; use --type f16 (type='f16')"
+            f"{where} [{tensor.rows}, {tensor.cols}] ({tensor.name}): {reason}\nuse --type f16 (type='f16')"
         )
 
 

@@ -23,7 +23,7 @@ def survey_linears(
     found = {}
     for tensor in tensors:
         if tensor.source is not None:
-            with naming(tensor.source.name):
+            with naming(tensor.source):
                 found[tensor.name] = survey(checkpoint, tensor.source, count)
     return found
 

@@ -37,7 +37,7 @@ def _refuse_overflow(values: np.ndarray, finite: np.ndarray, name: str, largest:
     if not finite.all():
         index = tuple(int(i) for i in np.argwhere(~finite)[0])
         value = f"value {values[index]:g} at {list(index)}"
-        raise UnsupportedError(f"{value} does not fit {name} (largest {largest}); use f32")
+        raise UnsupportedError(f"{value} does not fit {name} (largest {largest})\nuse f32")
 
 
 def _from_f32(data: np.ndarray, rows: int, cols: int) -> np.ndarray:

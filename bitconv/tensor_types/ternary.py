@@ -176,7 +176,7 @@ def three_values(storage: np.ndarray, dtype: str) -> tuple[np.ndarray, float] | 
     """Return (trits int8, a) when every weight is -a, 0 or +a exactly with a > 0, else None."""
     statistics = WeightStatistics(dtype)
     statistics.add(storage)
-    if statistics.smallest != statistics.largest:
+    if statistics.smallest != statistics.largest or math.isinf(statistics.largest):
         return None
     return signs(dtype)(storage), statistics.largest
 
