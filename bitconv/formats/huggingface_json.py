@@ -120,7 +120,7 @@ def _steps(pre_tokenizer: Any) -> tuple[str, ...] | None:
     mapped = False  # after ByteLevel the text is in byte letters; only ASCII splits mean the same there
     for part in _flat(pre_tokenizer):
         step = _step(part)
-        if step is None or (mapped and step and not re.fullmatch(r"(\[0-9\])+", step)):
+        if step is None or (mapped and not re.fullmatch(r"(\[0-9\])+", step)):
             return None
         mapped = mapped or part["type"] == "ByteLevel"
         steps += [step] if step else []
@@ -145,19 +145,12 @@ def _step(part: dict[str, Any]) -> str | None:
 
 def _read_sentencepiece(table: TokenTable, parsed: dict[str, Any]) -> None:
     table.pre = "default"
-    ranks: dict[str, int] = {}
-    last = ""
-    scattered = False
-    for rank, (left, right) in enumerate(parsed["model"]["merges"]):
-        piece = left + right
-        scattered |= piece != last and piece in ranks
-        ranks.setdefault(piece, rank)
-        last = piece
+    ranks = _ranks_of_pieces(parsed["model"]["merges"])
     for i, text in table.texts.items():
-        table.scores[i] = -float(ranks.get(text, len(ranks)))
+        table.scores[i] = -float(ranks.get(text, 0))
     normal = [t for i, t in table.texts.items() if table.types[i] == TokenType.NORMAL and len(t) > 1]
-    if scattered or any(text not in ranks for text in normal):
-        table.unlike.append("its merges do not follow from one score per token")
+    if any(text not in ranks for text in normal):
+        table.unlike.append("some tokens are reached by no merge")
     if parsed["model"]["ignore_merges"]:
         table.unlike.append("ignore_merges is set")
     escaped = False
@@ -176,6 +169,24 @@ def _read_sentencepiece(table: TokenTable, parsed: dict[str, Any]) -> None:
             table.unlike.append(f"text is split ({part['type']})")
     if not escaped:
         table.unlike.append("spaces are not escaped as SentencePiece does")
+
+
+def _ranks_of_pieces(merges: list[list[str]]) -> dict[str, int]:
+    """Say when each piece is made: the rank of its first merge.
+
+    Merges made from scores list all the ways to a piece in one run; where the runs of several pieces overlap,
+    the pieces have one score, such as LLaMA 2's runs of spaces, and get one rank.
+    """
+    runs: dict[str, list[int]] = {}
+    for rank, (left, right) in enumerate(merges):
+        runs.setdefault(left + right, [rank, rank])[1] = rank
+    ranks: dict[str, int] = {}
+    shared, end = 0, -1
+    for piece, (first, last) in runs.items():  # in the order of their first ranks
+        shared = first if first > end else shared
+        end = max(end, last)
+        ranks[piece] = shared
+    return ranks
 
 
 def _frame(post_processor: Any) -> tuple[list[int], list[int]]:
