@@ -449,6 +449,12 @@ def test_neutral_scaling_keys_are_accepted(tmp_path):
     assert reread(tmp_path, keys=keys).n_layers == 2
 
 
+def test_another_layout_of_i2_s_is_never_misread(tmp_path):
+    assert reread(tmp_path, keys={"bitconv.i2_s.layout": ("x86-128", "str")}).n_layers == 2
+    with pytest.raises(UnsupportedError, match="layout 'arm64' is not supported; 'x86-128' is"):
+        reread(tmp_path, keys={"bitconv.i2_s.layout": ("arm64", "str")})
+
+
 def test_an_unknown_architecture_lists_the_known(tmp_path):
     with pytest.raises(UnsupportedError, match="bitnet-b1.58, bitnet-25, bitnet, llama"):
         reread(tmp_path, like(HP, arch="qwen3"))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bitconv.formats.gguf import GgufFile
 
 ACTIVATIONS = ("relu2", "silu")
+I2_S_LAYOUT = "x86-128"
 _LARGEST_SIZE = 1 << 26
 _LARGEST_LAYERS = 10_000
 _LARGEST_HEAD = 1 << 16
@@ -85,6 +86,9 @@ def read_gguf(gguf: GgufFile, *, hidden_act: str | None = None) -> Hyperparamete
 
 
 def _refuse_unknown_features(gguf: GgufFile, arch: str) -> None:
+    layout = gguf.get("bitconv.i2_s.layout", str, I2_S_LAYOUT)
+    if layout != I2_S_LAYOUT:
+        raise UnsupportedError(f"{gguf.path}: I2_S layout {layout[:80]!r} is not supported; {I2_S_LAYOUT!r} is")
     for key, neutral in _NEUTRAL.items():
         value = gguf.metadata.get(f"{arch}.{key}")
         if value is not None and not (isinstance(value, int | float | str) and value in neutral):
