@@ -34,12 +34,10 @@ from tests.tokenizer_fixtures import (
     needs_data,
     sentencepiece_json,
     special,
-    split,
     through_gguf,
 )
 
 pytestmark = needs_data
-Source = Callable[[Path], Vocabulary]
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +52,15 @@ def _llama_3_from_ranks(folder: Path) -> Vocabulary:
     return through_gguf(vocabulary, folder / "llama-3-ranks.gguf")
 
 
-def _llama_3_json(folder: Path) -> str:
+def _llama_3_json() -> str:
     """The tokenizer.json that transformers makes of the ranks, with LLaMA 3's BOS rule."""
     path = str(TOKENIZERS / "llama3" / "tokenizer.model")
     converted = TikTokenConverter(vocab_file=path, extra_special_tokens=list(LLAMA_3_SPECIAL)).converted()
     return str(converted.to_str())
 
 
-def _byte_level_json(name: str, pre: Any) -> Callable[[Path], str]:
-    def build(folder: Path) -> str:
+def _byte_level_json(name: str, pre: Any) -> Callable[[], str]:
+    def build() -> str:
         vocabulary = golden_vocabulary(name)
         types = vocabulary.types.tolist()  # type: ignore[union-attr]
         vocab = {token: i for i, token in enumerate(vocabulary.tokens)}
@@ -73,8 +71,8 @@ def _byte_level_json(name: str, pre: Any) -> Callable[[Path], str]:
     return build
 
 
-def _sentencepiece_json(name: str) -> Callable[[Path], str]:
-    def build(folder: Path) -> str:
+def _sentencepiece_json(name: str) -> Callable[[], str]:
+    def build() -> str:
         vocabulary = golden_vocabulary(name)
         types = vocabulary.types.tolist()  # type: ignore[union-attr]
         scores = vocabulary.scores.tolist()  # type: ignore[union-attr]
@@ -84,17 +82,20 @@ def _sentencepiece_json(name: str) -> Callable[[Path], str]:
     return build
 
 
-def _from_json(name: str, json_text: Callable[[Path], str], *, keep: bool) -> Source:
-    def build(folder: Path) -> Vocabulary:
-        checkpoint = make_checkpoint(folder / name, {"tokenizer.json": json_text(folder)})
-        vocabulary = read_hf_tokenizer(checkpoint, 128256, keep_json=keep)
-        assert (vocabulary.huggingface_json is not None) == keep
-        return through_gguf(vocabulary, folder / f"{name}-{keep}.gguf")
-
-    return build
+@cache
+def _vocabulary_from_json(name: str, keep: bool, folder: Path) -> Vocabulary:
+    checkpoint = make_checkpoint(folder / name, {"tokenizer.json": _json(name)})
+    vocabulary = read_hf_tokenizer(checkpoint, 128256, keep_json=keep)
+    assert (vocabulary.huggingface_json is not None) == keep
+    return through_gguf(vocabulary, folder / f"{name}-{keep}.gguf")
 
 
-_JSON: dict[str, Callable[[Path], str]] = {
+@cache
+def _json(name: str) -> str:
+    return _JSON[name]()
+
+
+_JSON: dict[str, Callable[[], str]] = {
     "llama-bpe": _llama_3_json,
     "gpt-2": _byte_level_json("gpt-2", None),
     "falcon": _byte_level_json("falcon", falcon_split()),
@@ -108,7 +109,7 @@ def _tokenizer(name: str, source: str, folder: Path) -> BitconvTokenizer:
     if source == "file":
         vocabulary = _llama_3_from_ranks(folder) if name == "llama-bpe" else golden_vocabulary(name)
     else:
-        vocabulary = _from_json(name, _JSON[name], keep=source == "with key")(folder)
+        vocabulary = _vocabulary_from_json(name, source == "with key", folder)
     return BitconvTokenizer(vocabulary)
 
 
@@ -181,6 +182,16 @@ def test_the_merges_of_llama_3_are_as_many_as_in_the_published_file(folder: Path
     vocabulary = _llama_3_from_ranks(folder)
     assert len(vocabulary.merges) == 280147
     assert len(vocabulary.tokens) == 128256
+
+
+def test_ranks_and_the_tokenizer_json_made_of_them_give_one_vocabulary(folder: Path) -> None:
+    ours = _llama_3_from_ranks(folder)
+    theirs = _vocabulary_from_json("llama-bpe", False, folder)
+    assert list(ours.tokens) == list(theirs.tokens)
+    assert list(ours.merges) == list(theirs.merges)
+    assert ours.types.tolist() == theirs.types.tolist()  # type: ignore[union-attr]
+    assert ours.pre == theirs.pre == "llama-bpe"
+    assert (ours.eot_id, ours.eog_ids) == (theirs.eot_id, frozenset({128001, 128009})) == (128009, theirs.eog_ids)
 
 
 def _pieces(text: str, name: str) -> list[str]:
