@@ -164,6 +164,8 @@ def _read_sentencepiece(table: TokenTable, parsed: dict[str, Any]) -> None:
     for part in _flat(parsed["pre_tokenizer"]):
         if part["type"] == "Metaspace" and part["replacement"] == _SPACE and not part["split"]:
             table.add_space_prefix |= part["prepend_scheme"] != "never"
+            if table.add_space_prefix:
+                table.remarks.append("a text that begins with a space gets no second one")
             escaped = True
         elif not (escaped and part["type"] == "Split" and part["pattern"] == {"String": " "}):
             table.unlike.append(f"text is split ({part['type']})")
