@@ -163,7 +163,7 @@ def test_dividing_and_multiplying_scales_are_told_apart(tmp_path):
 
 
 def test_offline_weights_saved_as_floats_are_read(tmp_path):
-    """transformers saves an AutoBitLinear it has unpacked as -1.0, 0.0 and 1.0 beside its weight_scale."""
+    """An AutoBitLinear runs from -1.0, 0.0 and 1.0 as well as from packed bytes; weight_scale multiplies both."""
     src = make_checkpoint(tmp_path / "m", form="packed_autobitlinear", n_layers=1)
     packed = quietly(src, tmp_path / "a.gguf").path.read_bytes()
     tensors = dict(read_tensors(src))
@@ -384,6 +384,32 @@ def test_conversion_imports_no_torch(tmp_path):
     src = make_checkpoint(tmp_path / "m", n_layers=1, form="online")
     code = f"import sys, bitconv; bitconv.convert({str(src)!r}); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("family", ["bitnet", "llama"])
+@pytest.mark.parametrize("form", ["online", "packed_bitlinear"])
+def test_what_transformers_saves_converts_to_the_same_bytes(tmp_path, family, form):
+    """transformers 5 moves theta to rope_parameters and adds its own keys to config.json."""
+    transformers = pytest.importorskip("transformers")
+    src = make_checkpoint(tmp_path / "a" / "m", family=family, form=form, n_layers=1, rope_theta=7e4)
+    model = transformers.AutoModelForCausalLM.from_pretrained(src, dtype="float32")
+    saved = tmp_path / "b" / "m"
+    model.save_pretrained(saved)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (saved / name).write_bytes((src / name).read_bytes())
+    assert "rope_theta" not in json.loads((saved / "config.json").read_text())
+    assert quietly(saved).path.read_bytes() == quietly(src).path.read_bytes()
+
+
+def test_pickled_checkpoints_convert_to_the_same_bytes(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    src = make_checkpoint(tmp_path / "m", form="online", dtype="bfloat16", n_layers=1)
+    expected = quietly(src, tmp_path / "a.gguf").path.read_bytes()
+    torch.save(load_file(src / "model.safetensors"), src / "pytorch_model.bin")
+    (src / "model.safetensors").unlink()
+    assert quietly(src, tmp_path / "b.gguf", allow_pickle=True).path.read_bytes() == expected
 
 
 @pytest.mark.slow
