@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import bitconv
 from bitconv.errors import BitconvError, BitconvWarning, FormatError, InputError, UnsupportedError
@@ -332,3 +336,34 @@ def test_pickled_weights_need_consent(tmp_path):
     src = make_checkpoint(tmp_path / "m", n_layers=1)
     (src / "model.safetensors").rename(src / "pytorch_model.bin")
     refused(src, InputError, "--allow-pickle")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), value=JSON)
+def test_any_damage_to_config_json_is_a_documented_error(base, data, value):
+    """One key of one object gets any JSON value; the result is an error of bitconv's, or still a conversion."""
+    config = json.loads((base / "intact.json").read_text())
+    target = data.draw(st.sampled_from([config, config["quantization_config"], config["rope_parameters"]]))
+    target[data.draw(st.sampled_from(sorted(target)))] = value
+    (base / "config.json").write_text(json.dumps(config))
+    with contextlib.suppress(BitconvError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", BitconvWarning)
+        assert bitconv.convert(base, base / "out.gguf", overwrite=True).n_tensors >= 12
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    src = make_checkpoint(
+        tmp_path_factory.mktemp("fuzz") / "m", n_layers=1, hidden=128, ffn=128, rope_key="rope_parameters",
+        rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                      "original_max_position_embeddings": 64},
+    )  # fmt: skip
+    (src / "config.json").rename(src / "intact.json")
+    return src
