@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from bitconv import errors
 from bitconv.cli.app import COMMANDS
 from bitconv.cli.app import cli as group
+from bitconv.cli.state import State
 
 PYTHON = [sys.executable, "-m", "bitconv"]
 
@@ -215,3 +217,25 @@ def test_help_imports_no_library(tiny_gguf: Path) -> None:
     code, _, modules = watched("--help")
     assert code == 0
     assert not modules & (HEAVY | {"numpy", "tokenizers", "bitconv.runtime", "bitconv._kernels"})
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_shows_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stderr, quiet, shown in (
+        (Terminal(), False, True),
+        (Terminal(), True, False),
+        (io.StringIO(), False, False),
+    ):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        state = State()
+        state.quiet = quiet
+        with state.progress("working", "B") as update:
+            assert (update is not None) == shown
+            if update:
+                update(5, 10)
+                update(10, 10)
+        assert ("working" in stderr.getvalue()) == shown
