@@ -149,7 +149,7 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
         tokens=tokens,
         pre=pre,
         scores=_read_scores(gguf, len(tokens), required=model == SPM),
-        types=_special_types(types, [ids["bos_id"], *eog]),
+        types=_special_types(types, tokens, [ids["bos_id"], *eog]),
         merges=gguf.get(_PREFIX + "merges", list) if model == BPE else (),
         eog_ids=frozenset(int(i) for i in eog if i is not None),
         add_bos=gguf.get(_PREFIX + "add_bos_token", bool, default_bos),
@@ -249,11 +249,13 @@ def end_ids(tokens: Sequence[str] | Mapping[int, str], candidates: Iterable[int]
     return [found[n] for n in EOT_NAMES if n in found], [found[n] for n in EOM_NAMES if n in found]
 
 
-def _special_types(types: np.ndarray, ids: Iterable[int | None]) -> np.ndarray:
-    """Mark the special ids as control tokens where a careless writer called them normal text."""
+def _special_types(types: np.ndarray, tokens: Sequence[str], ids: Iterable[int | None]) -> np.ndarray:
+    """Mark special ids written like <this> as control tokens where a careless writer called them normal."""
     types = types.copy()
     for i in ids:
-        if i is not None and types[i] == TokenType.NORMAL:
+        if i is None or types[i] != TokenType.NORMAL:
+            continue
+        if tokens[i].startswith("<") and tokens[i].endswith(">"):
             types[i] = TokenType.CONTROL
     types.setflags(write=False)
     return types
