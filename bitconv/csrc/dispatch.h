@@ -7,8 +7,12 @@
 
 #include "isa_scalar.h"
 #include "isa_avx2.h"
+#include "isa_avx512vnni.h"
 
 static const bc_isa *const bc_isas[] = {
+#ifdef BC_HAVE_AVX512VNNI
+    &isa_avx512vnni,
+#endif
 #ifdef BC_HAVE_AVX2
     &isa_avx2,
 #endif
@@ -19,9 +23,10 @@ enum { BC_N_ISAS = sizeof bc_isas / sizeof *bc_isas };
 /* the kernels of a ternary type, or NULL when the type is not executed from its own layout */
 static const bc_ternary *bc_find_ternary(const bc_isa *isa, int32_t type)
 {
-    for (int32_t i = 0; i < isa->n_ternary; i++)
-        if (isa->ternary[i].type == type)
-            return &isa->ternary[i];
+    for (; isa; isa = isa->base)
+        for (int32_t i = 0; i < isa->n_ternary; i++)
+            if (isa->ternary[i].type == type)
+                return &isa->ternary[i];
     return NULL;
 }
 

@@ -69,9 +69,10 @@ typedef struct {
 } bc_attention;
 
 /* one instruction set: the float kernels, the int8 tile kernel and its ternary types */
-typedef struct {
+typedef struct bc_isa {
     const char *name;
     int (*usable)(void);
+    const struct bc_isa *base; /* whose ternary types it takes over where it has none of its own, or NULL */
     /* y = x / sqrt(mean(x^2) + eps) * g, zero up to the next multiple of BC_LANES; returns the sum of squares */
     float (*norm)(const float *x, const float *g, float eps, int64_t n, float *y);
     /* per-token int8 codes: zero up to n_pad; returns 1 and all zeros when a value is not finite */

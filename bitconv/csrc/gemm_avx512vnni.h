@@ -1,0 +1,32 @@
+/* The int8 tile kernel on AVX-512 VNNI: vpdpbusd adds four exact products to an int32 lane, so nothing is widened.
+ * One panel line is one register of 16 rows x 4 columns; the token dword is broadcast from memory. */
+
+BC_INLINE void gemm_tile_n_avx512vnni(const uint8_t *panel, const int8_t *x, int64_t k, int32_t *acc, const int tile)
+{
+    __m512i sum[BC_MAX_TILE];
+#pragma GCC unroll 6
+    for (int t = 0; t < tile; t++)
+        sum[t] = _mm512_loadu_si512(acc + t * BC_TILE_ROWS);
+    for (int64_t g = 0; g < k / 4; g++, panel += BC_TILE_ROWS * 4, x += tile * 4) {
+        const __m512i line = _mm512_loadu_si512(panel);
+#pragma GCC unroll 6
+        for (int t = 0; t < tile; t++) {
+            int32_t word;
+            memcpy(&word, x + 4 * t, 4);
+            sum[t] = _mm512_dpbusd_epi32(sum[t], line, _mm512_set1_epi32(word));
+        }
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < tile; t++)
+        _mm512_storeu_si512(acc + t * BC_TILE_ROWS, sum[t]);
+}
+
+static void gemm_tile_avx512vnni(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
+{
+    if (tile == 6)
+        gemm_tile_n_avx512vnni(panel, tokens, k, acc, 6);
+    else if (tile == 4)
+        gemm_tile_n_avx512vnni(panel, tokens, k, acc, 4);
+    else
+        gemm_tile_n_avx512vnni(panel, tokens, k, acc, 2);
+}

@@ -1,0 +1,45 @@
+/* AVX-512 with VNNI, in a target region of its own. The types that it has no kernel of its own for use those of AVX2. */
+#if defined(__x86_64__) && defined(__GNUC__)
+#define BC_HAVE_AVX512VNNI 1
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
+#endif
+
+#define ISA(name) name##_avx512vnni
+#include "simd_avx512.h"
+#include "float_kernels.h"
+#include "gemm_avx512vnni.h"
+#include "i2_s_avx512vnni.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+static const bc_ternary ternary_avx512vnni[] = {
+    {BC_I2_S, "i2_s_gemv_avx512vnni", "i2_s_panel_avx2", i2_s_gemv_avx512vnni, i2_s_panel_avx2, bc_plain_panel_end,
+     bc_any_row_step, NULL},
+};
+
+static int usable_avx512vnni(void)
+{
+    return usable_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+
+static const bc_isa isa_avx512vnni = {
+    .name = "avx512vnni", .usable = usable_avx512vnni, .base = &isa_avx2, BC_FLOAT_KERNELS, .tile = gemm_tile_avx512vnni,
+    .ternary = ternary_avx512vnni, .n_ternary = sizeof ternary_avx512vnni / sizeof *ternary_avx512vnni,
+};
+
+#undef ISA
+#undef VF
+#undef VL
+#undef NV
+#undef BC_FLOAT_KERNELS
+#endif
