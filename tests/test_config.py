@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 from hypothesis import given
@@ -147,6 +148,7 @@ def test_files_are_limited_in_size(tmp_path):
     assert load_json(path)["a"] == "x" * 100
     with pytest.raises(FormatError, match="config.json: larger than 50 bytes"):
         load_json(path, limit=50)
-    for bad in (tmp_path / "absent.json", tmp_path):
-        with pytest.raises(InputError, match="cannot be read"):
-            load_json(bad)
+    os.mkfifo(tmp_path / "pipe")
+    for bad, words in [("absent.json", "cannot be read"), ("", "cannot be read"), ("pipe", "not a regular file")]:
+        with pytest.raises(InputError, match=words):
+            load_json(tmp_path / bad)

@@ -182,6 +182,7 @@ def test_a_truncated_file_names_the_tensor_and_both_sizes(opened):
         (Gguf(tensors=[tensor("t", (2**62,), 0, 0)], data=bytes(64)).build(), FormatError, [str(2**64)]),
         (Gguf(tensors=[tensor("t", (4,), 0, 8)], data=bytes(64)).build(), FormatError, ["offset 8", "32"]),
         (Gguf(tensors=[tensor("t", (4,), 0, 2**63)], data=bytes(64)).build(), FormatError, ["tensor t starts"]),
+        (Gguf(tensors=[tensor("t", (4,), 2**31, 0)], data=bytes(64)).build(), FormatError, ["type id 2147483648"]),
         (Gguf(tensors=[tensor("t", (33,), 8, 0)], data=bytes(64)).build(), FormatError, ["Q8_0", "32", "[33]"]),
         (Gguf(tensors=[tensor("t", (3,), 36, 0)], data=bytes(64)).build(), FormatError, ["I2_S", "[3]"]),
         (Gguf(tensors=[tensor("t", (4,), 0, 0), tensor("t", (4,), 0, 32)], data=bytes(64)).build(),

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from bitconv.errors import FormatError, InputError, ResourceError, UnsupportedError
-from bitconv.formats.config import Config, load_json, parse_json_object
+from bitconv.formats.config import Config, load_json, parse_json_object, read_file
 from bitconv.formats.safetensors_header import header_length, parse_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -100,16 +100,7 @@ class Checkpoint:
     def read_bytes(self, filename: str, *, limit: int = FILE_LIMIT) -> bytes | None:
         """Return the contents of another file of the folder; None when there is none of that name."""
         path = self.path / _plain(filename, str(self.path))
-        try:
-            with open(path, "rb") as file:
-                data = file.read(limit + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-        if len(data) > limit:
-            raise FormatError(f"{path}: larger than {limit} bytes, the limit for this file")
-        return data
+        return read_file(path, limit) if path.exists() else None
 
     def read_json(self, filename: str, *, limit: int = FILE_LIMIT) -> dict[str, Any] | None:
         """Return another file of the folder, one JSON object; None when absent, FormatError when malformed."""

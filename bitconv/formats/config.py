@@ -6,8 +6,8 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
 from bitconv.errors import FormatError, InputError, UnsupportedError
@@ -124,15 +124,22 @@ def load_json(path: str | os.PathLike[str], *, limit: int = JSON_LIMIT) -> dict[
     Raises InputError when the file cannot be read, FormatError when it is larger than `limit` bytes, not
     UTF-8, not JSON, not an object, or repeats a key.
     """
-    path = Path(path)
+    return parse_json_object(read_file(path, limit), str(path))
+
+
+def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a whole file of at most `limit` bytes; InputError when it cannot be read, FormatError when larger."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
+        # O_NONBLOCK: a pipe must be refused, not waited for
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: is not a regular file")
+            if status.st_size > limit:
+                raise FormatError(f"{path}: larger than {limit} bytes, the limit for this file")
+            return file.read(status.st_size)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(data) > limit:
-        raise FormatError(f"{path}: larger than {limit} bytes, the limit for this file")
-    return parse_json_object(data, str(path))
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:

@@ -259,6 +259,8 @@ def _read_tensor(cursor: Cursor, index: int, count: int, alignment: int) -> Tens
         raise cursor.fail(f"tensor {name} has the impossible shape {list(shape)}")
     if offset % alignment:
         raise cursor.fail(f"tensor {name}: offset {offset} is not a multiple of the alignment {alignment}")
+    if type_id >= 2**31:
+        raise cursor.fail(f"tensor {name} has the impossible type id {type_id}")
     kind = ggml_types.ggml_type(type_id)
     return TensorInfo(name, shape, type_id, kind.name if kind else f"unknown({type_id})", offset, 0)
 

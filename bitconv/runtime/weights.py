@@ -20,6 +20,7 @@ Weight = tuple[np.ndarray, int, int, int, float, tuple[int, int, int]]
 """(data uint8, rows, cols, type id, scale, tiles): what `_kernels.Engine` takes."""
 
 _STORAGE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_PACKED = {"I2_S"}  # by name: id 39 may be MXFP4, and other ternary types keep their scale and tiles elsewhere
 _PANEL = 128  # the engine pads a row of activation codes to this many columns
 
 
@@ -68,7 +69,7 @@ class Weights:
         if info.type_name in _STORAGE:
             ternary = self._as_ternary(name) if self._ternary_when_dense else None
             return ternary or self.dense(name)
-        if not _kernels.kernel_names(self._isa, info.type_id):
+        if info.type_name not in _PACKED or not _kernels.kernel_names(self._isa, info.type_id):
             raise UnsupportedError(f"{self._gguf.path}: tensor {name} is {info.type_name}, which cannot be run yet")
         reason = tensor_type(info.type_id).illegal(rows, cols)
         if reason:

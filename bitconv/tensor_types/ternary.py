@@ -29,7 +29,8 @@ def _widen(storage: np.ndarray, dtype: str) -> np.ndarray:
 def _all_patterns(dtype: str) -> np.ndarray:
     """Return the float32 value of each of the 65 536 bit patterns of a 16-bit type."""
     patterns = np.arange(65536, dtype=np.uint16)
-    return _widen(patterns if dtype == "BF16" else patterns.view(np.float16), dtype)
+    with np.errstate(invalid="ignore"):  # some of the patterns are signalling NaNs
+        return _widen(patterns if dtype == "BF16" else patterns.view(np.float16), dtype)
 
 
 class WeightStatistics:
@@ -72,7 +73,8 @@ class WeightStatistics:
 
     def _magnitudes(self) -> tuple[np.ndarray, np.ndarray]:
         present = np.flatnonzero(self._counts)
-        return np.abs(_all_patterns(self.dtype)[present]).astype(np.float64), self._counts[present]
+        with np.errstate(invalid="ignore"):  # a weight may be a signalling NaN
+            return np.abs(_all_patterns(self.dtype)[present]).astype(np.float64), self._counts[present]
 
     @property
     def largest(self) -> float:
