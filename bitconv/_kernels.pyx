@@ -8,7 +8,7 @@ import numpy as np
 
 cdef extern from "csrc/forward.h" nogil:
     enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_TILE_ROWS, BC_MAX_ROWS, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SITES, BC_N_ISAS
-    enum: BC_F32, BC_F16, BC_BF16, BC_I2_S, BC_TL1, BC_TL2, BC_TQ1_0, BC_TQ2_0
+    enum: BC_F32, BC_F16, BC_BF16, BC_Q8_0, BC_Q6_K, BC_I2_S, BC_TL1, BC_TL2, BC_TQ1_0, BC_TQ2_0
 
     ctypedef struct bc_matrix:
         const uint8_t *data
@@ -96,6 +96,7 @@ cdef extern from "csrc/forward.h" nogil:
     int64_t bc_site_width(const bc_model *, int)
     int64_t bc_round_up(int64_t, int64_t)
     int bc_is_dense(int32_t)
+    int64_t bc_dense_bytes(int32_t, int64_t)
     int32_t bc_forward(const bc_model *, const bc_cache *, const bc_batch *, uint8_t *, int32_t, int32_t *)
 
 cdef extern from "csrc/cpu.h" nogil:
@@ -164,10 +165,6 @@ def kernel_names(str isa, int type_id) -> tuple:
     return () if kernels == NULL else (kernels.gemv_name.decode(), kernels.panel_name.decode())
 
 
-cdef int64_t dense_size(int type_id):
-    return 4 if type_id == BC_F32 else 2
-
-
 cdef int64_t ternary_bytes(int64_t rows, int64_t cols, int type_id, tiles) except -1:
     """Bytes of the codes of a legal ternary weight, without what follows them; ValueError when it is not legal."""
     if type_id == BC_I2_S and cols % 128 == 0:
@@ -195,8 +192,10 @@ cdef bc_matrix as_matrix(const uint8_t[::1] data, int64_t rows, int64_t cols, in
     if rows <= 0 or cols <= 0:
         raise ValueError(f"a matrix of {rows} x {cols}")
     if bc_is_dense(type_id):
-        need = rows * cols * dense_size(type_id)
-        if (<size_t>&data[0]) % <size_t>dense_size(type_id):
+        need = rows * bc_dense_bytes(type_id, cols)
+        if need == 0:
+            raise ValueError(f"tensor type {type_id} cannot hold rows of {cols}")
+        if type_id in (BC_F32, BC_F16, BC_BF16) and (<size_t>&data[0]) % (4 if type_id == BC_F32 else 2):
             raise ValueError("the data of a dense matrix is not aligned")
     else:
         need = ternary_bytes(rows, cols, type_id, tiles)
@@ -241,7 +240,7 @@ cdef class Engine:
         self.model.embedding = self.matrix(embedding, embedding[1], hidden)
         self.model.head = self.matrix(head, embedding[1], hidden)
         if not bc_is_dense(self.model.embedding.type) or not bc_is_dense(self.model.head.type):
-            raise ValueError("embedding and head must be F32, F16 or BF16")
+            raise ValueError("embedding and head must be of a dense type")
         self.vocab = embedding[1]
 
     def __dealloc__(self):

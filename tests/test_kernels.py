@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gguf.quants
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -181,6 +182,31 @@ def test_dense_product_is_the_same_on_every_isa_and_batch(type_id, cols, tokens)
     assert np.array_equal(results[0], alone)
     expected = x[:, :cols].astype(np.float64) @ widen(stored).astype(np.float64).T
     assert np.allclose(results[0], expected, rtol=0, atol=1e-6 * cols)  # at most cols/32 + 5 roundings of O(1) terms
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q6_K"])
+@given(seed=st.integers(0, 2**32 - 1), tokens=st.integers(1, 5))
+@settings(max_examples=10, deadline=None)
+def test_block_types_multiply_as_the_gguf_package_dequantises_them(name, seed, tokens):
+    kind = getattr(gguf.GGMLQuantizationType, name)
+    rng = np.random.default_rng(seed)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows, cols = 5, 512
+    blocks = rng.integers(0, 256, (rows * cols // block, size), dtype=np.uint8)
+    scales = rng.uniform(-2, 2, len(blocks)).astype(np.float16).view(np.uint8).reshape(-1, 2)
+    at = 0 if name == "Q8_0" else size - 2  # Q8_0 begins with its scale, Q6_K ends with it
+    blocks[:, at : at + 2] = scales
+    data = blocks.reshape(-1)
+    weights = gguf.quants.dequantize(blocks.reshape(rows, -1), kind)
+    x = rng.standard_normal((tokens, cols)).astype(np.float32)
+    identity = np.eye(cols, dtype=np.float32)
+    for isa in ISAS:
+        assert np.array_equal(_kernels.dense(data, rows, cols, kind, identity, isa).T, weights), isa
+    results = [_kernels.dense(data, rows, cols, kind, x, isa) for isa in ISAS]
+    for result in results[1:]:
+        assert np.array_equal(results[0].view(np.uint32), result.view(np.uint32))
+    expected = x.astype(np.float64) @ weights.astype(np.float64).T
+    assert np.allclose(results[0], expected, rtol=0, atol=1e-6 * np.abs(weights).max() * cols)
 
 
 def test_every_half_is_widened_as_numpy_does():

@@ -182,12 +182,47 @@ BC_INLINE VF ISA(load_as)(const void *p, int64_t i, int32_t type)
     return ISA(vf_load_bf16)((const uint16_t *)p + i);
 }
 
+/* Columns i..i+31 of a row as float32, exactly: an f16 scale times an 8-bit code, or times 8-bit and 6-bit ones, has at
+ * most 24 bits. group = i / 32 % 8, apart so that it can be a constant.
+ *   Q8_0  34 bytes for 32 columns:   f16 scale | 32 int8
+ *   Q6_K  210 bytes for 256 columns: 128 low nibbles | 64 high bit pairs | 16 int8 scales, one for 16 columns | f16 scale
+ */
+BC_INLINE void ISA(load_32)(const uint8_t *row, int64_t i, int group, int32_t type, VF w[NV])
+{
+    uint16_t half;
+    if (type == BC_Q8_0) {
+        const uint8_t *block = row + i / 32 * 34;
+        memcpy(&half, block, 2);
+        const VF scale = ISA(vf_set1)(bc_f16_to_f32(half));
+        for (int v = 0; v < NV; v++)
+            w[v] = ISA(vf_mul)(scale, ISA(vf_load_i8)((const int8_t *)block + 2 + v * VL));
+    } else if (type == BC_Q6_K) {
+        const uint8_t *block = row + i / 256 * 210, *low = block + group / 4 * 64 + group % 2 * 32;
+        const uint8_t *high = block + 128 + group / 4 * 32;
+        const int8_t *scales = (const int8_t *)block + 192 + group * 2;
+        int8_t codes[32];
+        memcpy(&half, block + 208, 2);
+        for (int j = 0; j < 32; j++)
+            codes[j] = (int8_t)((low[j] >> group % 4 / 2 * 4 & 15) + ((high[j] >> group % 4 * 2 & 3) << 4) - 32);
+        const float d = bc_f16_to_f32(half);
+        for (int v = 0; v < NV; v++)
+            w[v] = ISA(vf_mul)(ISA(vf_set1)(d * scales[v * VL / 16]), ISA(vf_load_i8)(codes + v * VL));
+    } else {
+        for (int v = 0; v < NV; v++)
+            w[v] = ISA(load_as)(row, i + v * VL, type);
+    }
+}
+
 static void ISA(widen)(const void *src, int32_t type, int64_t n, float *dst)
 {
     int64_t i = 0;
-    for (; i + VL <= n; i += VL)
-        ISA(vf_store)(dst + i, ISA(load_as)(src, i, type));
-    for (; i < n; i++) {
+    for (; i + BC_LANES <= n; i += BC_LANES) {
+        VF w[NV];
+        ISA(load_32)(src, i, (int)(i / 32 % 8), type, w);
+        for (int v = 0; v < NV; v++)
+            ISA(vf_store)(dst + i + v * VL, w[v]);
+    }
+    for (; i < n; i++) { /* plain numbers only: the others come in whole blocks */
         if (type == BC_F32)
             dst[i] = ((const float *)src)[i];
         else if (type == BC_F16)
@@ -284,6 +319,16 @@ static void ISA(attend)(const bc_attention *a)
         ISA(attend_n)(a, 1, BC_F16);
 }
 
+BC_INLINE void ISA(dense_step)(const uint8_t *row, int64_t i, int group, int32_t type, const float *x, int64_t ldx, int n_t,
+                               VF acc[][NV])
+{
+    VF w[NV];
+    ISA(load_32)(row, i, group, type, w);
+    for (int v = 0; v < NV; v++)
+        for (int t = 0; t < n_t; t++)
+            acc[t][v] = ISA(vf_fma)(w[v], ISA(vf_load)(x + t * ldx + i + v * VL), acc[t][v]);
+}
+
 /* one weight row against n_t tokens */
 BC_INLINE void ISA(dense_row)(const uint8_t *row, int32_t type, int64_t cols, const float *x, int64_t ldx, int n_t, float *out,
                               int64_t ldo)
@@ -293,12 +338,21 @@ BC_INLINE void ISA(dense_row)(const uint8_t *row, int32_t type, int64_t cols, co
         for (int v = 0; v < NV; v++)
             acc[t][v] = ISA(vf_set1)(0.0f);
     const int64_t whole = cols / BC_LANES * BC_LANES;
-    for (int64_t i = 0; i < whole; i += BC_LANES)
-        for (int v = 0; v < NV; v++) {
-            const VF w = ISA(load_as)(row, i + v * VL, type);
-            for (int t = 0; t < n_t; t++)
-                acc[t][v] = ISA(vf_fma)(w, ISA(vf_load)(x + t * ldx + i + v * VL), acc[t][v]);
+    if (type == BC_Q6_K) {
+        for (int64_t i = 0; i < whole; i += 8 * BC_LANES) {
+            ISA(dense_step)(row, i, 0, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, i + 32, 1, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, i + 64, 2, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, i + 96, 3, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, i + 128, 4, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, i + 160, 5, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, i + 192, 6, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, i + 224, 7, type, x, ldx, n_t, acc);
         }
+    } else {
+        for (int64_t i = 0; i < whole; i += BC_LANES)
+            ISA(dense_step)(row, i, 0, type, x, ldx, n_t, acc);
+    }
     if (whole < cols) {
         float tail[BC_LANES] = {0};
         ISA(widen)(row + whole * (type == BC_F32 ? 4 : 2), type, cols - whole, tail);
@@ -310,34 +364,29 @@ BC_INLINE void ISA(dense_row)(const uint8_t *row, int32_t type, int64_t cols, co
         out[t * ldo] = ISA(fold)(acc[t]);
 }
 
-BC_INLINE void ISA(dense_rows)(const bc_matrix *w, int32_t type, int64_t row0, int64_t row1, const float *x, int64_t ldx, int n_t,
-                               float *out, int64_t ldo)
+BC_INLINE void ISA(dense_rows)(const bc_matrix *w, int32_t type, int64_t row0, int64_t row1, const float *x, int64_t ldx,
+                               int64_t n, float *out, int64_t ldo)
 {
-    const int64_t row_bytes = w->cols * (type == BC_F32 ? 4 : 2);
-    for (int64_t r = row0; r < row1; r++)
-        ISA(dense_row)(w->data + r * row_bytes, type, w->cols, x, ldx, n_t, out + (r - row0), ldo);
+    const int64_t row_bytes = bc_dense_bytes(type, w->cols);
+    for (int64_t t = 0; t < n; t += n - t >= 3 ? 3 : 1)
+        for (int64_t r = row0; r < row1; r++) {
+            const uint8_t *row = w->data + r * row_bytes;
+            if (n - t >= 3)
+                ISA(dense_row)(row, type, w->cols, x + t * ldx, ldx, 3, out + t * ldo + (r - row0), ldo);
+            else
+                ISA(dense_row)(row, type, w->cols, x + t * ldx, ldx, 1, out + t * ldo + (r - row0), ldo);
+        }
 }
 
 static void ISA(dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n, float *out,
                        int64_t ldo)
 {
-    for (int64_t t = 0; t < n;) {
-        const int n_t = n - t >= 3 ? 3 : 1;
-        const float *xt = x + t * ldx;
-        float *ot = out + t * ldo;
-        if (w->type == BC_F16 && n_t == 3)
-            ISA(dense_rows)(w, BC_F16, row0, row1, xt, ldx, 3, ot, ldo);
-        else if (w->type == BC_F16)
-            ISA(dense_rows)(w, BC_F16, row0, row1, xt, ldx, 1, ot, ldo);
-        else if (w->type == BC_F32 && n_t == 3)
-            ISA(dense_rows)(w, BC_F32, row0, row1, xt, ldx, 3, ot, ldo);
-        else if (w->type == BC_F32)
-            ISA(dense_rows)(w, BC_F32, row0, row1, xt, ldx, 1, ot, ldo);
-        else if (n_t == 3)
-            ISA(dense_rows)(w, BC_BF16, row0, row1, xt, ldx, 3, ot, ldo);
-        else
-            ISA(dense_rows)(w, BC_BF16, row0, row1, xt, ldx, 1, ot, ldo);
-        t += n_t;
+    switch (w->type) {
+    case BC_F32: ISA(dense_rows)(w, BC_F32, row0, row1, x, ldx, n, out, ldo); break;
+    case BC_F16: ISA(dense_rows)(w, BC_F16, row0, row1, x, ldx, n, out, ldo); break;
+    case BC_BF16: ISA(dense_rows)(w, BC_BF16, row0, row1, x, ldx, n, out, ldo); break;
+    case BC_Q8_0: ISA(dense_rows)(w, BC_Q8_0, row0, row1, x, ldx, n, out, ldo); break;
+    default: ISA(dense_rows)(w, BC_Q6_K, row0, row1, x, ldx, n, out, ldo); break;
     }
 }
 

@@ -114,7 +114,7 @@ static void bc_report_bad(bc_run *run, int32_t where)
 static void bc_embed(bc_run *run, bc_thread *thread)
 {
     const bc_model *m = run->model;
-    const int64_t ldx = bc_round_up(m->hidden, BC_LANES), row_bytes = (int64_t)m->hidden * (m->embedding.type == BC_F32 ? 4 : 2);
+    const int64_t ldx = bc_round_up(m->hidden, BC_LANES), row_bytes = bc_dense_bytes(m->embedding.type, m->hidden);
     for (int64_t t; (t = bc_next_task(thread)) < run->batch->n;)
         m->isa->widen(m->embedding.data + run->batch->token[t] * row_bytes, m->embedding.type, m->hidden, run->s.x + t * ldx);
     bc_barrier(thread);

@@ -29,7 +29,7 @@ enum {
 };
 
 /* ggml tensor type ids that the engine executes */
-enum { BC_F32 = 0, BC_F16 = 1, BC_BF16 = 30, BC_TQ1_0 = 34, BC_TQ2_0 = 35, BC_I2_S = 36, BC_TL1 = 38, BC_TL2 = 39 };
+enum { BC_F32 = 0, BC_F16 = 1, BC_Q8_0 = 8, BC_Q6_K = 14, BC_BF16 = 30, BC_TQ1_0 = 34, BC_TQ2_0 = 35, BC_I2_S = 36, BC_TL1 = 38, BC_TL2 = 39 };
 
 /* a weight of rows x cols as the file holds it; cols of a ternary weight is the padded length of a row of codes */
 typedef struct {
@@ -87,7 +87,7 @@ typedef struct bc_isa {
     /* out[t][r - row0] = sum_k w[r][k] * x[t][k]; x rows are ldx floats apart and zero past cols */
     void (*dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n,
                   float *out, int64_t ldo);
-    void (*widen)(const void *src, int32_t type, int64_t n, float *dst); /* dense row -> float32 */
+    void (*widen)(const void *src, int32_t type, int64_t n, float *dst); /* dense row -> float32; row + n of the type */
     /* acc[t][16] += sum of codes * q over k columns, for a tile of tokens packed as [k/4][tile][4]; |q| <= 127, k % 4 == 0 */
     void (*tile)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc);
     const bc_ternary *ternary;
@@ -95,6 +95,24 @@ typedef struct bc_isa {
 } bc_isa;
 
 static inline int64_t bc_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+/* bytes of a row of a dense weight, or 0 when the type is not dense or cannot hold such a row */
+static inline int64_t bc_dense_bytes(int32_t type, int64_t cols)
+{
+    switch (type) {
+    case BC_F32: return cols * 4;
+    case BC_F16:
+    case BC_BF16: return cols * 2;
+    case BC_Q8_0: return cols % 32 ? 0 : cols / 32 * 34;
+    case BC_Q6_K: return cols % 256 ? 0 : cols / 256 * 210;
+    default: return 0;
+    }
+}
+
+static inline int bc_is_dense(int32_t type)
+{
+    return type == BC_F32 || type == BC_F16 || type == BC_BF16 || type == BC_Q8_0 || type == BC_Q6_K;
+}
+
 /* where the code of row i and column k of a panel of n columns lies */
 static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)
 {

@@ -36,8 +36,6 @@ typedef struct {
     const float *residual; /* the same stride as out; never the same memory */
 } bc_linear;
 
-static inline int bc_is_dense(int32_t type) { return type == BC_F32 || type == BC_F16 || type == BC_BF16; }
-
 /* Tokens of the next register tile. Only the last is not 6, and it may be padded (5 -> 6, 3 -> 4, 1 -> 2), so a tile
  * starts at every sixth token and none crosses a block of BC_TOKEN_BLOCK. */
 static inline int32_t bc_tile(int64_t left) { return left >= 5 ? 6 : left >= 3 ? 4 : 2; }

@@ -11,6 +11,10 @@ BC_INLINE VF ISA(vf_load_bf16)(const uint16_t *p)
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
+BC_INLINE VF ISA(vf_load_i8)(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 BC_INLINE VF ISA(vf_add)(VF a, VF b) { return _mm256_add_ps(a, b); }
 BC_INLINE VF ISA(vf_sub)(VF a, VF b) { return _mm256_sub_ps(a, b); }
 BC_INLINE VF ISA(vf_mul)(VF a, VF b) { return _mm256_mul_ps(a, b); }

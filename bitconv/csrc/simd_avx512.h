@@ -11,6 +11,10 @@ BC_INLINE VF ISA(vf_load_bf16)(const uint16_t *p)
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+BC_INLINE VF ISA(vf_load_i8)(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 BC_INLINE VF ISA(vf_add)(VF a, VF b) { return _mm512_add_ps(a, b); }
 BC_INLINE VF ISA(vf_sub)(VF a, VF b) { return _mm512_sub_ps(a, b); }
 BC_INLINE VF ISA(vf_mul)(VF a, VF b) { return _mm512_mul_ps(a, b); }

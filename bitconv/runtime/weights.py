@@ -20,6 +20,7 @@ Weight = tuple[np.ndarray, int, int, int, float, tuple[int, int, int]]
 """(data uint8, rows, cols, type id, scale, tiles): what `_kernels.Engine` takes."""
 
 _STORAGE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_DENSE = (*_STORAGE, "Q8_0", "Q6_K")
 _PACKED = {"I2_S"}  # by name: id 39 may be MXFP4, and other ternary types keep their scale and tiles elsewhere
 _PANEL = 128  # the engine pads a row of activation codes to this many columns
 
@@ -50,12 +51,12 @@ class Weights:
         return self.norm(name) if name in self._gguf.tensors else None
 
     def dense(self, name: str) -> Weight:
-        """Return an embedding or output matrix, which is never ternary."""
+        """Return a matrix that runs in floating point: the embedding, the head, a dense linear layer."""
         info = self._gguf.tensors[name]
-        if info.type_name not in _STORAGE:
+        if info.type_name not in _DENSE:
             raise UnsupportedError(
-                f"{self._gguf.path}: tensor {name} is {info.type_name}; embedding and output may be "
-                f"{', '.join(_STORAGE)}"
+                f"{self._gguf.path}: tensor {name} is {info.type_name}; a matrix that is not ternary may be "
+                f"{', '.join(_DENSE)}"
             )
         data = self._gguf.data(name)
         if info.offset % 4:  # a file with an odd alignment: the kernels read whole numbers
@@ -66,8 +67,8 @@ class Weights:
         """Return the matrix of a linear layer, ternary or dense."""
         info = self._gguf.tensors[name]
         rows, cols = info.shape
-        if info.type_name in _STORAGE:
-            ternary = self._as_ternary(name) if self._ternary_when_dense else None
+        if info.type_name in _DENSE:
+            ternary = self._as_ternary(name) if self._ternary_when_dense and info.type_name in _STORAGE else None
             return ternary or self.dense(name)
         if info.type_name not in _PACKED or not _kernels.kernel_names(self._isa, info.type_id):
             raise UnsupportedError(f"{self._gguf.path}: tensor {name} is {info.type_name}, which cannot be run yet")
