@@ -106,6 +106,15 @@ def test_inspect_shows_files_that_cannot_run(cli: Any, tmp_path: Path) -> None:
     assert json.loads(cli("inspect", file, "--kv", "strange.empty").out) == []
 
 
+def test_one_long_name_does_not_widen_every_row(cli: Any, tmp_path: Path) -> None:
+    """65 536 rows as wide as the longest allowed name would be 4 GB."""
+    file = tmp_path / "long.gguf"
+    file.write_bytes(simple([], [key("k" * 60000, "u32", 1), *(key(f"k{i}", "u32", i) for i in range(100))]))
+    outcome = cli("inspect", file)
+    assert outcome.code == 0
+    assert len(outcome.out) < 80_000
+
+
 @pytest.mark.skipif(SHARED is None, reason="needs the public vocabulary files")
 @pytest.mark.parametrize("name", ["gpt-2", "llama-spm", "phi-3", "falcon"])
 def test_inspect_and_tokenize_work_on_vocabularies(cli: Any, name: str) -> None:

@@ -44,15 +44,18 @@ def inspect(file: str, tensors: bool, kv: str | None, as_json: bool) -> None:
         click.echo(line)
 
 
+WIDEST = 64
+
+
 def printable(text: str, keep: str = "") -> str:
     """Escape what a terminal might obey."""
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def table(rows: Sequence[Sequence[Any]], right: Iterable[int] = ()) -> list[str]:
-    """Align columns; those in `right` to the right."""
+    """Align columns, those in `right` to the right; a cell beyond WIDEST sticks out and widens no other row."""
     cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
+    widths = [min(WIDEST, max(len(row[i]) for row in cells)) for i in range(len(cells[0]))] if cells else []
     numbers = set(right)
     return [
         "  "
