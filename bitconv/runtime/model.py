@@ -88,7 +88,7 @@ class Model:
         ternary = set()
         for n in range(hp.n_layers):
             linears = {name: weights.linear(f"blk.{n}.{name}.weight") for name in LINEARS}
-            ternary |= {f"blk.{n}.{name}" for name, weight in linears.items() if weight[3] not in (0, 1, 30)}
+            ternary |= {f"blk.{n}.{name}" for name, w in linears.items() if _kernels.kernel_names(self.isa, w[3])}
             engine.set_layer(
                 n,
                 attn_norm=weights.norm(f"blk.{n}.attn_norm.weight"),
