@@ -33,7 +33,10 @@ _WIDEST: Final = 1_000_000  # for padding and repetition
 _CHARACTERS_A_STEP = 256
 _CALL_STEPS = 10  # calls are what costs time: about 5 us each
 _CHEAP: Final = ("length", "count", "first", "last")  # whatever the length
-_WIDE_FORMAT = re.compile(r"\d{7}|\*")
+_WIDENING: Final = ("batch", "center", "indent", "slice", "tojson")
+_WIDE_PERCENT = re.compile(r"%[-#0 +.\d]*(?:\*|\d{7})")
+_WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*\d{7}")
+_BRACES_IN_BRACES = re.compile(r"\{[^{}]*\{")
 
 
 def render(source: str, variables: Mapping[str, Any], where: str) -> str:
@@ -80,9 +83,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[LoopControls, _Generation])
         self.left = STEPS
         self.filters = {
-            name: function if name in _CHEAP else self._metered(function) for name, function in self.filters.items()
+            name: function if name in _CHEAP else self._metered(name, function)
+            for name, function in {**self.filters, "tojson": _tojson}.items()
         }
-        self.filters["tojson"] = self._metered(_tojson)
         self.filters["metered_items"] = self.items
         self.filters["metered_join"] = self.join
         del self.globals["lipsum"]
@@ -113,11 +116,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return numbers
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)  # str.format comes wrapped
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
+        owner, values = getattr(method, "__self__", None), (*args, *kwargs.values())
         __self.spend(_CALL_STEPS)
-        __self._pay((owner, *args, *kwargs.values()))
-        if isinstance(owner, str):
-            _refuse_wide((owner, *args, *kwargs.values()))
+        __self._pay((owner, *values))
+        if isinstance(owner, str) and method is not __obj:
+            _refuse_wide_braces(owner, values)
+        elif isinstance(owner, str):
+            _refuse_wide(values)
         if isinstance(__obj, LoopContext) and args:  # a recursive loop
             args = (__self.items(args[0]), *args[1:])
         return super().call(__context, __obj, *args, **kwargs)
@@ -131,16 +137,19 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
             _refuse_wide((bits,))
-        if operator == "%" and isinstance(left, str):
-            _refuse_wide((left,))
+        if operator == "%" and isinstance(left, str) and _WIDE_PERCENT.search(left):
+            raise _TooMuch
         return self._checked(super().call_binop(context, operator, left, right))
 
-    def _metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)  # copies the mark that tells jinja2 which extra arguments a filter takes
         def metered(*args: Any, **kwargs: Any) -> Any:
             self.spend(_CALL_STEPS)
             self._pay((*args, *kwargs.values()))
-            _refuse_wide((*args, *kwargs.values()))
+            if name in _WIDENING:
+                _refuse_wide((*args[1:], *kwargs.values()))
+            elif name == "format" and isinstance(args[0], str) and _WIDE_PERCENT.search(args[0]):
+                raise _TooMuch
             return self._checked(function(*args, **kwargs))
 
         return metered
@@ -199,12 +208,17 @@ def _refuse_private(name: Any) -> None:
 
 
 def _refuse_wide(values: tuple[Any, ...]) -> None:
-    """Stop paddings, repetitions and formats that would make gigabytes in one step."""
-    for value in values:
-        if isinstance(value, int) and abs(value) > _WIDEST:
-            raise _TooMuch
-        if isinstance(value, str) and ("%" in value or "{" in value) and _WIDE_FORMAT.search(value):
-            raise _TooMuch
+    """Stop paddings and repetitions that would make gigabytes in one step."""
+    if any(isinstance(value, int) and abs(value) > _WIDEST for value in values):
+        raise _TooMuch
+
+
+def _refuse_wide_braces(pattern: str, values: tuple[Any, ...]) -> None:
+    """The same for str.format, whose widths may come from its arguments."""
+    if _WIDE_BRACES.search(pattern):
+        raise _TooMuch
+    if _BRACES_IN_BRACES.search(pattern.replace("{{", "")):  # doubled braces are braces in the text
+        _refuse_wide(values)
 
 
 def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
