@@ -51,6 +51,7 @@ gate: $(VENV)/test-installed
 
 docs: $(VENV)/installed
 	$(BIN)/python tools/gen_cli_docs.py
+	$(BIN)/python tools/gen_tile_table.py
 
 # Kernel, format and fuzz tests with the extension built under AddressSanitizer and UBSan, in a copy of the
 # tree, so that the ordinary build is left alone. Python itself leaks by design: leak checking is off.

@@ -16,7 +16,7 @@ from bitconv.tensor_types import tensor_type, tensor_types
 from tests.paths import SHARED
 
 I2_S = tensor_type("i2_s")
-TERNARY = [one for one in tensor_types() if one.ternary]
+TERNARY = [I2_S]  # the other ternary types have files of their own: test_types_tl.py, test_types_tq.py
 DENSE = [one for one in tensor_types() if not one.ternary]
 
 
@@ -118,6 +118,8 @@ def test_i2_s_of_the_wrong_length_is_an_error():
 @pytest.mark.parametrize("kind", tensor_types(), ids=lambda one: one.name)
 def test_sizes_agree_with_the_table_of_the_container(kind):
     for rows, cols in ((1, 128), (97, 256), (640, 2560)):
+        if kind.illegal(rows, cols):
+            continue
         assert kind.nbytes(rows, cols) == ggml_types.nbytes(kind.gguf_id, (rows, cols))
 
 

@@ -23,7 +23,8 @@ class TensorTypeName(click.ParamType):
     def names(self) -> list[str]:
         from bitconv.tensor_types import tensor_types
 
-        return [t.name.lower() for t in tensor_types() if self.ternary or not t.ternary]
+        runnable = [t for t in tensor_types() if t.kernel is not None]
+        return [t.name.lower() for t in runnable if self.ternary or not t.ternary]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return f"[{'|'.join(self.names())}]"

@@ -93,8 +93,13 @@ def convert(
 
 
 def _output_types(linear: str, embedding: str, head: str | None) -> OutputTypes:
-    dense = [one.name.lower() for one in tensor_types() if not one.ternary]
+    known = [one for one in tensor_types() if one.kernel is not None]
+    dense = [one.name.lower() for one in known if not one.ternary]
     found = [tensor_type(name) for name in (embedding, head or embedding)]
+    for one in (tensor_type(linear), *found):
+        if one not in known:
+            names = ", ".join(kind.name.lower() for kind in known)
+            raise UnsupportedError(f"{one.name} cannot be converted to yet; supported are {names}")
     for one in found:
         if one.ternary:
             raise UnsupportedError(f"embeddings and head cannot be {one.name}; supported are {', '.join(dense)}")

@@ -144,7 +144,8 @@ def _problem(gguf: GgufFile) -> str | None:
         hyperparameters = read_gguf(gguf)
         for name in gguf_tensor_names(hyperparameters):
             info = gguf.tensors[name]
-            tensor_type(info.type_name if info.type_id == 39 else info.type_id)
+            if tensor_type(info.type_name if info.type_id == 39 else info.type_id).kernel is None:
+                return f"tensor {name} is {info.type_name}, which cannot be run yet"
     except BitconvError as error:
         return str(error).splitlines()[0]
     return None

@@ -42,7 +42,7 @@ def _cases(rng: np.random.Generator) -> dict[str, Callable[[str], np.ndarray]]:
     }
     trits = rng.integers(-1, 2, (rows, cols), dtype=np.int8)
     for kind in tensor_types():
-        if kind.ternary and _kernels.kernel_names("scalar", kind.gguf_id):
+        if kind.ternary and kind.kernel and _kernels.kernel_names("scalar", kind.gguf_id):
             data = kind.pack(trits, 1.0)[: rows * cols // 4].copy()
             cases[f"{kind.name} decode"] = partial(_kernels.gemv, data, rows, cols, kind.gguf_id, codes)
             cases[f"{kind.name} prefill"] = partial(_kernels.panels, data, rows, cols, kind.gguf_id, 32)

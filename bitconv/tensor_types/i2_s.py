@@ -12,11 +12,15 @@ After the rows come the float32 multiplier and 28 bytes without meaning, written
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitconv.errors import FormatError, UnsupportedError
 from bitconv.tensor_types import TensorType
+
+if TYPE_CHECKING:
+    from bitconv.tensor_types.tiles import Tile
 
 BLOCK = 128
 TAIL_BYTES = 32
@@ -49,7 +53,17 @@ def tail(scale: float) -> np.ndarray:
     return np.frombuffer(struct.pack("<f28x", scale), np.uint8)
 
 
-def pack(trits: np.ndarray, scale: float) -> np.ndarray:
+def pack_into(
+    out: np.ndarray, trits: np.ndarray, start: int, rows: int, scale: float, tile: Tile | None = None
+) -> None:
+    """Place rows start to start + n of a tensor in `out` (uint8 [nbytes]), after the last of them the tail."""
+    n, cols = trits.shape
+    out[start * cols // 4 : (start + n) * cols // 4] = pack_rows(trits)
+    if start + n == rows:
+        out[-TAIL_BYTES:] = tail(scale)
+
+
+def pack(trits: np.ndarray, scale: float, tile: Tile | None = None) -> np.ndarray:
     """Pack a whole tensor: int8 [rows, cols], multiplier -> uint8 [nbytes]; UnsupportedError when illegal."""
     reason = illegal(*trits.shape)
     if reason:
@@ -57,7 +71,12 @@ def pack(trits: np.ndarray, scale: float) -> np.ndarray:
     return np.concatenate((pack_rows(trits), tail(scale)))
 
 
-def unpack(data: np.ndarray, rows: int, cols: int) -> tuple[np.ndarray, float]:
+def read_scale(data: np.ndarray, rows: int, cols: int) -> float:
+    """Return the multiplier of a whole tensor, uint8 [nbytes]."""
+    return float(data[-TAIL_BYTES : 4 - TAIL_BYTES].view("<f4")[0])
+
+
+def unpack(data: np.ndarray, rows: int, cols: int, tile: Tile | None = None) -> tuple[np.ndarray, float]:
     """Unpack a whole tensor: uint8 [nbytes] -> (int8 [rows, cols], multiplier).
 
     FormatError on code 3, which no writer produces, and on a shape or length that I2_S does not have.
@@ -76,12 +95,13 @@ def unpack(data: np.ndarray, rows: int, cols: int) -> tuple[np.ndarray, float]:
         row, col = (int(i) for i in np.argwhere(codes == 3)[0])
         raise FormatError(f"I2_S code 3 at row {row}, column {col}; only 0, 1 and 2 are weights")
     codes -= 1  # wraps to the bit pattern of -1 for code 0
-    return codes.view(np.int8), float(data[-TAIL_BYTES : 4 - TAIL_BYTES].view("<f4")[0])
+    return codes.view(np.int8), read_scale(data, rows, cols)
 
 
 TYPES = (
     TensorType(
         name="I2_S", gguf_id=36, file_type=40, ternary=True, kernel="i2_s",
         illegal=illegal, nbytes=nbytes, pack=pack, unpack=unpack, pack_rows=pack_rows, tail=tail,
+        pack_into=pack_into, read_scale=read_scale,
     ),
 )  # fmt: skip
