@@ -23,7 +23,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,9 +34,11 @@ SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")  # its shadow memory take
 
 @dataclass(frozen=True)
 class Target:
-    """What is fuzzed. `prepare` makes valid files in a folder, once. `mutate` writes a hostile one into a fresh
-    folder and returns its path. `judge` feeds it to bitconv and returns the stages it got through or stopped at;
-    only what it lets escape counts as a failure, and it must let escape whatever is not documented.
+    """What is fuzzed.
+
+    prepare: makes valid files in a folder, once. mutate: writes a hostile one into a fresh folder, named for the
+    case, and returns its path. judge: feeds it to bitconv and returns the stages it got through or stopped at;
+    what escapes from it is a failure, so it must let escape whatever is not documented.
     """
 
     prepare: Callable[[Path], None]
@@ -104,7 +106,7 @@ def _drive(
             start += len(outcomes)
             if outcomes:
                 retries = 0
-            if code == 0:
+            if start == last:
                 continue
             if not begun:
                 report.fail(start, f"the child did not start (exit {code})\n{stderr[-2000:]}")
@@ -138,13 +140,13 @@ def child(target: Target, bases: Path, seed: int, start: int, stop: int) -> None
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # Imports and caches belong to no case, so a valid file goes first.
-    scratch = bases.parent / f"scratch-{os.getpid()}"
     for valid in sorted(bases.iterdir()):
-        scratch.mkdir()
-        copied = (shutil.copytree if valid.is_dir() else shutil.copyfile)(valid, scratch / valid.name)
-        target.judge(Path(copied))
-        shutil.rmtree(scratch)
+        with tempfile.TemporaryDirectory(dir=bases.parent) as scratch:
+            copied = (shutil.copytree if valid.is_dir() else shutil.copyfile)(valid, Path(scratch) / valid.name)
+            target.judge(Path(copied))
     for index in range(start, stop):
+        scratch = bases.parent / str(index)
+        shutil.rmtree(scratch, ignore_errors=True)  # a child that died left it
         scratch.mkdir()
         path = target.mutate(bases, random.Random(f"{seed}:{index}"), scratch)
         print(json.dumps({"index": index}), flush=True)
@@ -198,7 +200,7 @@ def main(target: Target, script: str, cases: int) -> None:
     options = parser.parse_args()
     report = run(Path(script), target, options.seed, options.first, options.cases, options.jobs)
     if options.json:
-        print(json.dumps(asdict(report)))
+        print(json.dumps(vars(report)))
     else:
         for stage, count in sorted(report.stages.items()):
             print(f"{count:6}  {stage}")

@@ -10,22 +10,24 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, NamedTuple, TypeVar, overload
 
 import numpy as np
 
 from bitconv.errors import FormatError, InputError, ResourceError, UnsupportedError
 from bitconv.formats import ggml_types
-from bitconv.formats.gguf_metadata import Cursor, LongString, Metadata, StringArray
+from bitconv.formats.gguf_metadata import Cursor, Metadata, StringArray
 
 T = TypeVar("T")
 D = TypeVar("D")
 
-MAX_RECORDS = 65536  # keys, and tensors; published models have tens and thousands
+MAX_RECORDS = 16384  # keys, and tensors; published models have tens and thousands
 MAX_DIMS = 4
 DEFAULT_ALIGNMENT = 32
 _ID_39 = ggml_types.TL2
@@ -230,89 +232,94 @@ def _refuse_split(cursor: Cursor, values: Mapping[str, Any]) -> None:
         )
 
 
+class _Record(NamedTuple):
+    """A tensor as the header describes it; offset from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    offset: int
+
+
 def _read_tensors(
     cursor: Cursor, count: int, alignment: int, values: Mapping[str, Any]
 ) -> dict[str, TensorInfo]:
-    raw: dict[str, TensorInfo] = {}
+    raw: dict[str, _Record] = {}
     for index in range(count):
-        info = _read_tensor(cursor, index, count, alignment)
-        if info.name in raw:
-            raise cursor.fail(f"tensor {info.name} occurs twice")
-        raw[info.name] = info
+        record = _read_tensor(cursor, f"tensor {index} of {count}", alignment)
+        if record.name in raw:
+            raise cursor.fail(f"tensor {record.name} occurs twice")
+        raw[record.name] = record
     if not raw:
         return {}
     data_start = -(-cursor.position // alignment) * alignment
-    infos = [replace(info, offset=data_start + info.offset) for info in raw.values()]
-    rooms = _rooms(cursor, infos)
-    sized = _size(cursor, infos, rooms, _resolve_39(cursor, infos, rooms, alignment, values))
+    records = [record._replace(offset=data_start + record.offset) for record in raw.values()]
+    rooms = _rooms(cursor, records)
+    sized = _size(cursor, records, rooms, _resolve_39(cursor, records, rooms, alignment, values))
     return {info.name: info for info in sized}
 
 
-def _read_tensor(cursor: Cursor, index: int, count: int, alignment: int) -> TensorInfo:
-    name = cursor.name(f"the name of tensor {index} of {count}")
+def _read_tensor(cursor: Cursor, where: str, alignment: int) -> _Record:
+    name = cursor.name(f"the name of {where}")
     n_dims = cursor.u32(f"tensor {name}")
     if not 1 <= n_dims <= MAX_DIMS:
         raise cursor.fail(f"tensor {name} has {n_dims} dimensions; 1 to {MAX_DIMS} are allowed")
-    shape = tuple(cursor.u64(f"tensor {name}") for _ in range(n_dims))[::-1]
-    type_id, offset = cursor.u32(f"tensor {name}"), cursor.u64(f"tensor {name}")
+    start = cursor.need(8 * n_dims + 12, f"tensor {name}")
+    *ne, type_id, offset = struct.unpack_from(f"<{n_dims}QIQ", cursor.data, start)
+    shape = tuple(reversed(ne))
     if min(shape) == 0 or math.prod(shape) >= 2**63:
         raise cursor.fail(f"tensor {name} has the impossible shape {list(shape)}")
     if offset % alignment:
         raise cursor.fail(f"tensor {name}: offset {offset} is not a multiple of the alignment {alignment}")
     if type_id >= 2**31:
         raise cursor.fail(f"tensor {name} has the impossible type id {type_id}")
-    kind = ggml_types.ggml_type(type_id)
-    return TensorInfo(name, shape, type_id, kind.name if kind else f"unknown({type_id})", offset, 0)
+    return _Record(name, shape, type_id, offset)
 
 
-def _rooms(cursor: Cursor, infos: Sequence[TensorInfo]) -> list[int]:
+def _rooms(cursor: Cursor, records: Sequence[_Record]) -> list[int]:
     """Return the bytes from each tensor's start to the next one's, or to the end of the file."""
-    ends = [info.offset for info in infos[1:]] + [cursor.size]
-    for info, end in zip(infos, ends, strict=True):
-        if info.offset >= cursor.size:
-            raise cursor.fail(
-                f"tensor {info.name} starts at offset {info.offset} but the file ends after {cursor.size} "
-                "(truncated download?)"
-            )
-        if info.offset >= end:
-            raise cursor.fail(
-                f"tensor {info.name} at offset {info.offset} does not end before the next one at {end}"
-            )
-    return [end - info.offset for info, end in zip(infos, ends, strict=True)]
+    ends = [record.offset for record in records[1:]] + [cursor.size]
+    for record, end in zip(records, ends, strict=True):
+        at = f"tensor {record.name} at offset {record.offset}"
+        if record.offset >= cursor.size:
+            raise cursor.fail(f"{at} starts where the file of {cursor.size} bytes has ended (truncated download?)")
+        if record.offset >= end:
+            raise cursor.fail(f"{at} does not end before the next one at {end}")
+    return [end - record.offset for record, end in zip(records, ends, strict=True)]
 
 
 def _size(
-    cursor: Cursor, infos: Sequence[TensorInfo], rooms: Sequence[int], name_of_39: str
+    cursor: Cursor, records: Sequence[_Record], rooms: Sequence[int], name_of_39: str
 ) -> list[TensorInfo]:
-    """Give each tensor its length by the rule of its type, and check that it fits."""
+    """Give each tensor its type's name and its length by the rule of that type, and check that it fits."""
     sized = []
-    for index, (info, room) in enumerate(zip(infos, rooms, strict=True)):
+    for (name, shape, type_id, offset), room in zip(records, rooms, strict=True):
+        kind = ggml_types.ggml_type(type_id)
+        type_name = f"unknown({type_id})" if kind is None else name_of_39 if type_id == _ID_39 else kind.name
         try:
-            if info.type_id == _ID_39:
-                info = replace(info, type_name=name_of_39)
-                nbytes: int | None = _NBYTES_39[name_of_39](info.shape)
-            else:
-                nbytes = ggml_types.nbytes(info.type_id, info.shape)
+            rule = _NBYTES_39[name_of_39] if type_id == _ID_39 else partial(ggml_types.nbytes, type_id)
+            nbytes = rule(shape)
         except ValueError as error:
-            raise cursor.fail(f"tensor {info.name}: {error}") from error
-        nbytes = room if nbytes is None else nbytes
+            raise cursor.fail(f"tensor {name}: {error}") from error
+        nbytes = room if nbytes is None else nbytes  # nobody knows: then all there is
         if nbytes > room:
-            stop = (
-                f"the next tensor starts after {room}"
-                if index + 1 < len(infos)
-                else f"the file ends after {cursor.size} (truncated download?)"
-            )
-            raise cursor.fail(f"tensor {info.name} needs {nbytes} bytes at offset {info.offset} but {stop}")
-        sized.append(replace(info, nbytes=nbytes))
+            stop = f"the next tensor starts after {room}"
+            if offset + room == cursor.size:
+                stop = f"the file ends after {cursor.size} (truncated download?)"
+            raise cursor.fail(f"tensor {name} needs {nbytes} bytes at offset {offset} but {stop}")
+        sized.append(TensorInfo(name, shape, type_id, type_name, offset, nbytes))
     return sized
 
 
-_NBYTES_39 = {"TL2": ggml_types.tl2_nbytes, "MXFP4": ggml_types.mxfp4_nbytes}
+_NBYTES_39: dict[str, Callable[[tuple[int, ...]], int | None]] = {
+    "TL2": ggml_types.tl2_nbytes,
+    "MXFP4": ggml_types.mxfp4_nbytes,
+}
 
 
 def _resolve_39(
     cursor: Cursor,
-    infos: Sequence[TensorInfo],
+    records: Sequence[_Record],
     rooms: Sequence[int],
     alignment: int,
     values: Mapping[str, Any],
@@ -321,18 +328,16 @@ def _resolve_39(
 
     The lengths decide where only one reading fills the room up to padding; else file type and architecture.
     """
-    pairs = [(info, room) for info, room in zip(infos, rooms, strict=True) if info.type_id == _ID_39]
-    architecture = values.get("general.architecture", "")
-    if isinstance(architecture, LongString):
-        architecture = ""
-    ternary = str(architecture).startswith("bitnet") or any(
-        info.type_id in (ggml_types.I2_S, ggml_types.TL1) for info in infos
+    pairs = [(r, room) for r, room in zip(records, rooms, strict=True) if r.type_id == _ID_39]
+    architecture = values.get("general.architecture")
+    ternary = (isinstance(architecture, str) and architecture.startswith("bitnet")) or any(
+        record.type_id in (ggml_types.I2_S, ggml_types.TL1) for record in records
     )
     likely = "TL2" if ternary or values.get("general.file_type") == 39 else "MXFP4"
     other = "MXFP4" if likely == "TL2" else "TL2"
     for exact in (True, False):
         for name in (likely, other):
-            if all(_fits_39(name, info.shape, room, alignment, exact) for info, room in pairs):
+            if all(_fits_39(name, record.shape, room, alignment if exact else room) for record, room in pairs):
                 return name
     raise cursor.fail(
         f"tensor {pairs[0][0].name} and the others of type id 39 fit neither TL2 nor MXFP4 "
@@ -340,9 +345,10 @@ def _resolve_39(
     )
 
 
-def _fits_39(name: str, shape: tuple[int, ...], room: int, alignment: int, exact: bool) -> bool:
+def _fits_39(name: str, shape: tuple[int, ...], room: int, slack: int) -> bool:
+    """Say whether a tensor fits its room with fewer than `slack` bytes left over."""
     try:
         nbytes = _NBYTES_39[name](shape)
     except ValueError:
         return False
-    return nbytes <= room and (not exact or room - nbytes < alignment)
+    return nbytes is not None and 0 <= room - nbytes < slack

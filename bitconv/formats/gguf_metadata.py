@@ -14,8 +14,8 @@ import numpy as np
 from bitconv.errors import FormatError, UnsupportedError
 
 MAX_NAME = 0xFFFF  # bytes of a key or tensor name; the standard's own limit for keys
-MAX_ARRAY_STRINGS = 4 << 20  # over all arrays of a file; large vocabularies and merge lists stay below 1 M
-MAX_STRING = 64 << 20  # bytes of one string; the whole tokenizer.json of a large vocabulary has about 20 MB
+MAX_ARRAY_STRINGS = 2 << 20  # over all arrays of a file; large vocabularies and merge lists stay below 1 M
+MAX_TEXT = 128 << 20  # bytes of text outside arrays; the whole tokenizer.json of a large vocabulary has 20 MB
 _DECODE_NOW = 4096  # longer strings are decoded when asked for, so that opening allocates little
 
 U32, STRING, ARRAY, BOOL = 4, 8, 9, 7
@@ -108,6 +108,7 @@ class Cursor:
         self.position = 0
         self.size = len(data)
         self._strings_left = MAX_ARRAY_STRINGS
+        self._text_left = MAX_TEXT
 
     def fail(self, what: str) -> FormatError:
         return FormatError(f"{self.path}: {what}")
@@ -165,10 +166,7 @@ class Cursor:
     def _string(self, key: str) -> Any:
         length = self.u64(f"the length of key {key}")
         start = self.need(length, f"key {key}")
-        if length > MAX_STRING:
-            raise UnsupportedError(
-                f"{self.path}: key {key} holds {length} bytes of text; at most {MAX_STRING} are read"
-            )
+        self._will_look_at(length, key)
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
             if length <= _DECODE_NOW:
@@ -195,10 +193,17 @@ class Cursor:
         start = self.need(count * struct.calcsize(form), f"the array of {count} values under key {key}")
         values = np.frombuffer(self.data, "u1" if kind == BOOL else dtype, count, start)
         if kind == BOOL:
+            self._will_look_at(count, key)
             if count and values.max() > 1:
                 raise self.fail(f"key {key} holds a bool of value {values.max()}; 0 and 1 are allowed")
             values = values.view(np.bool_)
         return f"arr[{name}]", values
+
+    def _will_look_at(self, count: int, key: str) -> None:
+        """Limit the bytes that opening reads: a sparse file of terabytes is quickly made."""
+        self._text_left -= count
+        if self._text_left < 0:
+            raise UnsupportedError(f"{self.path}: more than {MAX_TEXT} bytes of text, counted up to key {key}")
 
     def _string_array(self, key: str, count: int) -> StringArray:
         if count * 8 > self.size - self.position:
