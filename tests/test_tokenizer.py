@@ -313,6 +313,36 @@ def test_a_tokenizer_json_in_the_form_of_llama_2_equals_the_pieces() -> None:
         assert same == (not metaspace)
 
 
+# any file ----------------------------------------------------------------------------------------------
+
+ODD_TOKENS = st.sampled_from(["", "a", "b", "ab", " ", "▁", "<0x41>", "<0xZZ>", "Ġ", "é", "a b", "\x00", "<s>", "🦙"])
+
+
+@given(data=st.data(), model=st.sampled_from(["llama", "gpt2"]), text=TEXT)
+@settings(max_examples=300, deadline=None)
+def test_any_readable_vocabulary_works_or_raises_a_documented_error(data: st.DataObject, model: str, text: str) -> None:
+    """Empty and repeated tokens, bytes that are none, infinite scores, types that make no sense."""
+    tokens = data.draw(st.lists(ODD_TOKENS, min_size=1, max_size=12))
+    n = len(tokens)
+    types = np.array(data.draw(st.lists(st.integers(1, 6), min_size=n, max_size=n)), np.int32)
+    scores = data.draw(st.lists(st.sampled_from([0.0, -1.0, np.inf, -np.inf]), min_size=n, max_size=n))
+    merges = data.draw(st.lists(st.sampled_from(["a b", "b a", "a", "Ġ a"]), max_size=2))
+    vocabulary = Vocabulary(
+        model=model, pre="gpt-2", tokens=tokens, types=types, scores=np.array(scores, np.float32), merges=merges,
+        unk_id=data.draw(st.none() | st.integers(0, n - 1)), add_space_prefix=data.draw(st.booleans()),
+    )  # fmt: skip
+    try:
+        tokenizer = Tokenizer(vocabulary)
+    except FormatError as error:
+        assert "merges" in str(error)
+        return
+    ids = tokenizer.encode(text + "".join(tokens))
+    assert all(0 <= i < n for i in ids)
+    stream = tokenizer.stream()
+    pieces = [stream.push(i) for i in ids]
+    assert "".join([*pieces, stream.flush()]) == tokenizer.decode(ids)
+
+
 # tokenizer.huggingface.json ----------------------------------------------------------------------------
 
 
