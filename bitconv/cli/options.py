@@ -37,7 +37,9 @@ model_options = stack(
         help="Threads; default: OMP_NUM_THREADS, else the cores this process may use.",
     ),
     click.option(
-        "--isa", metavar="NAME", help="Instruction set of the kernels: scalar, avx2; default: the best."
+        "--isa",
+        metavar="NAME",
+        help="Instruction set of the kernels, as doctor lists them; default: the best.",
     ),
     click.option(
         "--hidden-act",
