@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from bitconv.packing import pack, unpack
     from bitconv.pipeline.convert import ConvertReport, convert
     from bitconv.runtime.model import Context, Model, load
     from bitconv.runtime.perplexity import Perplexity, perplexity
@@ -23,9 +24,14 @@ _HOMES = {
     "Context": "bitconv.runtime.model",
     "perplexity": "bitconv.runtime.perplexity",
     "Perplexity": "bitconv.runtime.perplexity",
+    "pack": "bitconv.packing",
+    "unpack": "bitconv.packing",
 }
 
-__all__ = ["ConvertReport", "Context", "Model", "Perplexity", "convert", "load", "perplexity", "__version__"]
+__all__ = [
+    "ConvertReport", "Context", "Model", "Perplexity", "convert", "load", "pack", "perplexity", "unpack",
+    "__version__",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ LAYERS = {
     "_kernels": 1,
     "tensor_types": 2,
     "models": 3,
+    "packing": 3,
     "pipeline": 4,
     "runtime": 4,
     "cli": 5,
