@@ -84,6 +84,23 @@ def test_byte_level_round_trip(pre: str, text: str) -> None:
     assert tokenizer.decode(plain) == text
 
 
+@pytest.mark.parametrize("kind", ["bpe", "json"])
+@given(text=TEXT.filter(lambda text: not text.startswith("<s>")))
+@settings(max_examples=100, deadline=None)
+def test_detokenize_undoes_encode(kind: str, text: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    assert tokenizer.detokenize(tokenizer.encode(text)) == text
+    plain = tokenizer.encode(text, add_special=False, parse_special=False)
+    assert tokenizer.detokenize(plain) == text
+
+
+def test_detokenize_takes_away_what_encode_adds() -> None:
+    tokenizer = Tokenizer(replace(bpe(), add_eos=True))
+    assert tokenizer.detokenize(tokenizer.encode("the")) == "the"
+    assert tokenizer.detokenize(tokenizer.encode("</s>the")) == "</s>the"
+    assert tokenizer_of("spm").detokenize(tokenizer_of("spm").encode("the</s> x")) == "the</s>  x"
+
+
 @given(text=TEXT)
 @settings(max_examples=150, deadline=None)
 def test_a_rebuilt_tokenizer_equals_its_tokenizer_json(text: str) -> None:

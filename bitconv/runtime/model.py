@@ -117,8 +117,8 @@ class Model:
         return self.tokenizer.encode(text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Turn token ids into text; control tokens give none."""
-        return self.tokenizer.decode(ids)
+        """Undo tokenize: control tokens in full, without the BOS that it adds."""
+        return self.tokenizer.detokenize(ids)
 
     def context(self, n_ctx: int | None = None) -> Context:
         """Return an empty key/value cache of n_ctx positions (default: what the model was trained for)."""

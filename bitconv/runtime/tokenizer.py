@@ -66,6 +66,20 @@ class Tokenizer:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", "replace")
 
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Undo `encode`: control tokens in full, but neither the BOS nor the EOS that it adds.
+
+        With byte-level BPE this gives back every text, except that a BOS which the text itself began with is
+        one that was not added.
+        """
+        v = self.vocabulary
+        ids = list(ids)
+        if v.add_bos and v.bos_id is not None and ids[:1] == [v.bos_id]:
+            del ids[0]
+        if v.add_eos and v.eos_id is not None and ids[-1:] == [v.eos_id]:
+            del ids[-1]
+        return self.decode(ids, skip_special=False)
+
     def token_bytes(self, token_id: int, *, skip_special: bool = True) -> bytes:
         """Return what one token adds to the text, perhaps a part of a character; b"" for control tokens."""
         token_id = int(token_id)
