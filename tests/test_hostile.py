@@ -17,7 +17,7 @@ import pytest
 from tests import fuzz_misbehaving
 from tests.paths import REPOSITORY
 
-SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")  # everything takes ten times as long
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 TOOLS = REPOSITORY / "tools"
 
 
@@ -61,11 +61,11 @@ def hostile_checkpoints_survive(capsys: pytest.CaptureFixture[str], cases: int, 
 
 
 def test_hostile_ggufs_give_documented_errors_only(capsys):
-    hostile_ggufs_survive(capsys, 300 if SANITIZED else 2000, seed=1)
+    hostile_ggufs_survive(capsys, 2000, seed=1)
 
 
 def test_hostile_checkpoints_give_documented_errors_only(capsys):
-    hostile_checkpoints_survive(capsys, 100 if SANITIZED else 600, seed=1)
+    hostile_checkpoints_survive(capsys, 600, seed=1)
 
 
 @pytest.mark.slow
