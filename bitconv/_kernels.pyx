@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=True, wraparound=False, initializedcheck=False
 """The typed door to the C kernels: checks every buffer and index, then calls C without the GIL."""
 
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 import numpy as np
@@ -105,6 +105,10 @@ cdef extern from "csrc/cpu.h" nogil:
         const char *name
         int present
     int bc_cpu_features(bc_cpu_feature *)
+
+cdef extern from "csrc/limits.h" nogil:
+    double bc_int8_peak(const bc_isa *, int32_t)
+    double bc_read_bandwidth(const uint8_t *, int64_t, int32_t, int32_t, uint64_t *)
 
 cdef extern from *:
     """
@@ -387,6 +391,28 @@ cdef class Cache:
         with nogil:
             size = bc_forward(model, &self.cache, &batch, base, threads, &bad)
         return logits, size, (-1 if bad == 2**31 - 1 else bad), traced
+
+
+def int8_peak(str isa, int threads) -> float:
+    """Multiply-adds a second on registers with the arithmetic of the tile kernel, all threads at once; 0 if unknown."""
+    cdef const bc_isa *kernels = find_isa(isa)
+    cdef double result
+    if threads < 1:
+        raise ValueError("wrong arguments")
+    with nogil:
+        result = bc_int8_peak(kernels, threads)
+    return result
+
+
+def read_bandwidth(const uint8_t[::1] data, int threads, int streams) -> float:
+    """Bytes a second that threads read from their parts of data, each in so many far-apart streams."""
+    cdef double result
+    cdef uint64_t total
+    if threads < 1 or streams < 1 or data.shape[0] < 4096 * threads * streams:
+        raise ValueError("wrong arguments")
+    with nogil:
+        result = bc_read_bandwidth(&data[0], data.shape[0], threads, streams, &total)
+    return result
 
 
 # The kernels one by one, for tests and for the self-test of `bitconv doctor`.

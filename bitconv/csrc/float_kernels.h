@@ -115,6 +115,16 @@ static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, fl
     return 0;
 }
 
+static void ISA(finish)(const int32_t *sum, int64_t n, int32_t minus, float act_scale, float weight_scale,
+                        const float *residual, float *y)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (float)(sum[i] - minus) / act_scale * weight_scale;
+    if (residual)
+        for (int64_t i = 0; i < n; i++)
+            y[i] += residual[i];
+}
+
 /* the rows of the two products are padded to BC_LANES, so whole vectors are read and written */
 static void ISA(silu_mul)(const float *gate, const float *up, int64_t n, float *y)
 {
@@ -394,4 +404,4 @@ static void ISA(dense)(const bc_matrix *w, int64_t row0, int64_t row1, const flo
 #define BC_FLOAT_KERNELS                                                                                              \
     .norm = ISA(norm), .quantise = ISA(quantise), .silu_mul = ISA(silu_mul), .relu2_mul = ISA(relu2_mul),             \
     .exp = ISA(exp), .rope = ISA(rope), .store_kv = ISA(store_kv), .attend = ISA(attend), .dense = ISA(dense),        \
-    .widen = ISA(widen)
+    .widen = ISA(widen), .finish = ISA(finish)

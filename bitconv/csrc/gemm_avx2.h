@@ -4,21 +4,22 @@
  *
  * vpmaddubsw of a line half with one broadcast token dword gives, per row, two int16 sums of two products. With codes
  * 0..2 and |q| <= 127 a lane grows by at most 508 a step, so 64 steps (256 columns) fit; then the lanes are widened.
- * 12 accumulators, two line halves, one broadcast and one temporary: exactly the 16 registers. The empty asm after each
- * token keeps gcc from reordering the steps, which would spill accumulators (it costs half of the speed).
+ * 12 accumulators, two line halves, one broadcast and one temporary: exactly the 16 registers.
  */
 #define GEMM_FOR_2(X) X(0) X(1)
 #define GEMM_FOR_4(X) GEMM_FOR_2(X) X(2) X(3)
 #define GEMM_FOR_6(X) GEMM_FOR_4(X) X(4) X(5)
 #define GEMM_ZERO(t) __m256i low##t = _mm256_setzero_si256(), high##t = _mm256_setzero_si256();
-#define GEMM_STEP(t)                                             \
-    memcpy(&word, x + 4 * t, 4);                                 \
-    b = _mm256_set1_epi32(word);                                 \
-    product = _mm256_maddubs_epi16(w0, b);                       \
-    b = _mm256_maddubs_epi16(w1, b);                             \
-    low##t = _mm256_add_epi16(low##t, product);                  \
-    high##t = _mm256_add_epi16(high##t, b);                      \
-    __asm__("" : "+x"(low##t), "+x"(high##t));
+/* written out because compilers reload the line halves, copy sums or spill them; the order matters too: both products
+ * before both additions keeps the multipliers fed */
+#define GEMM_STEP(t)                                                                          \
+    __asm__("vpbroadcastd %[word], %[b]\n\t"                                                  \
+            "vpmaddubsw %[b], %[w0], %[product]\n\t"                                          \
+            "vpmaddubsw %[b], %[w1], %[b]\n\t"                                                \
+            "vpaddw %[product], %[low], %[low]\n\t"                                           \
+            "vpaddw %[b], %[high], %[high]"                                                   \
+            : [low] "+x"(low##t), [high] "+x"(high##t), [b] "=&x"(b), [product] "=&x"(product) \
+            : [word] "m"(*(const int8_t(*)[4])(x + 4 * t)), [w0] "x"(w0), [w1] "x"(w1));
 #define GEMM_WIDEN(t)                                                                                           \
     out = (__m256i *)(acc + t * BC_TILE_ROWS);                                                                 \
     _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(low##t, ones)));       \
@@ -35,7 +36,6 @@
                 const __m256i w0 = _mm256_loadu_si256((const __m256i *)panel);                         \
                 const __m256i w1 = _mm256_loadu_si256((const __m256i *)panel + 1);                     \
                 __m256i b, product;                                                                    \
-                int32_t word;                                                                          \
                 GEMM_FOR_##T(GEMM_STEP)                                                                \
             }                                                                                          \
             __m256i *out;                                                                              \
@@ -55,4 +55,25 @@ static void gemm_tile_avx2(const uint8_t *panel, const int8_t *tokens, int32_t t
         gemm_tile4_avx2(panel, tokens, k, acc);
     else
         gemm_tile2_avx2(panel, tokens, k, acc);
+}
+
+/* The most that vpmaddubsw + vpaddw can do: 12 independent sums in named registers, because gcc would keep an array in
+ * memory. The empty asm makes each product a new one. Returns the multiply-adds done. */
+#define GEMM_PEAK(t)                                                   \
+    __asm__("" : "+x"(x));                                             \
+    low##t = _mm256_add_epi16(low##t, _mm256_maddubs_epi16(w, x));     \
+    __asm__("" : "+x"(x));                                             \
+    high##t = _mm256_add_epi16(high##t, _mm256_maddubs_epi16(w, x));
+#define GEMM_USE(t) __asm__ volatile("" : : "x"(low##t), "x"(high##t));
+
+static int64_t gemm_peak_avx2(int64_t steps)
+{
+    const __m256i w = _mm256_set1_epi8(1);
+    __m256i x = _mm256_set1_epi8(1);
+    GEMM_FOR_6(GEMM_ZERO)
+    for (int64_t s = 0; s < steps; s++) {
+        GEMM_FOR_6(GEMM_PEAK)
+    }
+    GEMM_FOR_6(GEMM_USE)
+    return steps * 12 * 32;
 }

@@ -30,3 +30,23 @@ static void gemm_tile_avx512vnni(const uint8_t *panel, const int8_t *tokens, int
     else
         gemm_tile_n_avx512vnni(panel, tokens, k, acc, 2);
 }
+
+/* The most that vpdpbusd can do: 12 independent sums in named registers. Returns the multiply-adds done. */
+#define VNNI_FOR_12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define VNNI_ZERO(i) __m512i sum##i = _mm512_setzero_si512();
+#define VNNI_PEAK(i)           \
+    __asm__("" : "+v"(x));     \
+    sum##i = _mm512_dpbusd_epi32(sum##i, w, x);
+#define VNNI_USE(i) __asm__ volatile("" : : "v"(sum##i));
+
+static int64_t gemm_peak_avx512vnni(int64_t steps)
+{
+    const __m512i w = _mm512_set1_epi8(1);
+    __m512i x = _mm512_set1_epi8(1);
+    VNNI_FOR_12(VNNI_ZERO)
+    for (int64_t s = 0; s < steps; s++) {
+        VNNI_FOR_12(VNNI_PEAK)
+    }
+    VNNI_FOR_12(VNNI_USE)
+    return steps * 12 * 64;
+}

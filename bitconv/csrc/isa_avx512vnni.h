@@ -23,7 +23,7 @@
 
 static const bc_ternary ternary_avx512vnni[] = {
     {BC_I2_S, "i2_s_gemv_avx512vnni", "i2_s_panel_avx2", i2_s_gemv_avx512vnni, i2_s_panel_avx2, bc_plain_panel_end,
-     bc_any_row_step, NULL},
+     i2_s_prefetch, bc_any_row_step, NULL},
 };
 
 static int usable_avx512vnni(void)
@@ -33,7 +33,7 @@ static int usable_avx512vnni(void)
 }
 
 static const bc_isa isa_avx512vnni = {
-    .name = "avx512vnni", .usable = usable_avx512vnni, .base = &isa_avx2, BC_FLOAT_KERNELS, .tile = gemm_tile_avx512vnni,
+    .name = "avx512vnni", .usable = usable_avx512vnni, .base = &isa_avx2, BC_FLOAT_KERNELS, .tile = gemm_tile_avx512vnni, .peak = gemm_peak_avx512vnni,
     .ternary = ternary_avx512vnni, .n_ternary = sizeof ternary_avx512vnni / sizeof *ternary_avx512vnni,
 };
 

@@ -1,7 +1,7 @@
 /* The contract between the engine and its kernels.
  *
  * Kernels are pure: no allocation, no threads, no globals, no errors. The caller owns memory and threads.
- * Ternary kernels return exact int32 sums; floats meet them in one place only (bc_store_row in forward.h).
+ * Ternary kernels return exact int32 sums; floats meet them in one place only (finish).
  *
  * Float reductions are defined over BC_LANES virtual lanes, so that every instruction set gives the same bits:
  * element i belongs to lane i mod 32, each lane is one chain of fused multiply-adds in ascending i, a short tail
@@ -52,6 +52,8 @@ typedef struct {
      * k1 = panel_end(w, k0), and what stands for rows past the end is any code */
     void (*panel)(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel);
     int64_t (*panel_end)(const bc_matrix *w, int64_t k0);
+    /* fetch part i of 32 of what panel(w, row0, k0, k1) will read */
+    void (*prefetch)(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i);
     int64_t (*row_step)(const bc_matrix *w);
     /* look-up tables of the codes of columns k0..k1 (k0 a multiple of 192), at their place in table; NULL: none */
     void (*prepare)(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table);
@@ -87,9 +89,14 @@ typedef struct bc_isa {
     /* out[t][r - row0] = sum_k w[r][k] * x[t][k]; x rows are ldx floats apart and zero past cols */
     void (*dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n,
                   float *out, int64_t ldo);
+    /* y = (sum - minus) / act_scale * weight_scale, plus residual where there is one: the one place where exact sums
+     * become floats */
+    void (*finish)(const int32_t *sum, int64_t n, int32_t minus, float act_scale, float weight_scale, const float *residual,
+                   float *y);
     void (*widen)(const void *src, int32_t type, int64_t n, float *dst); /* dense row -> float32; row + n of the type */
     /* acc[t][16] += sum of codes * q over k columns, for a tile of tokens packed as [k/4][tile][4]; |q| <= 127, k % 4 == 0 */
     void (*tile)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc);
+    int64_t (*peak)(int64_t steps); /* the int8 arithmetic of tile on registers alone, for benchmarks; NULL: none */
     const bc_ternary *ternary;
     int32_t n_ternary;
 } bc_isa;
@@ -122,9 +129,15 @@ static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)
 static inline int64_t bc_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* one row of a table of ternary types; needs ISA and BC_ISA_NAME */
-#define BC_TERNARY(type, prefix, panel_end, row_step, prepare)                                                        \
+#define BC_TERNARY(type, prefix, panel_end, prefetch, row_step, prepare)                                              \
     {type, #prefix "_gemv_" BC_ISA_NAME, #prefix "_panel_" BC_ISA_NAME, ISA(prefix##_gemv), ISA(prefix##_panel),      \
-     panel_end, row_step, prepare}
+     panel_end, prefetch, row_step, prepare}
+
+static inline void bc_prefetch(const uint8_t *from, int64_t bytes)
+{
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(from + at);
+}
 
 #define BC_INLINE static inline __attribute__((always_inline))
 

@@ -53,15 +53,11 @@ static void bc_pack_tile(const bc_input *in, int64_t t0, int32_t tile)
         }
 }
 
-/* The one place where exact sums become floats: y = (sum / activation scale) * weight scale. */
-static inline void bc_store_row(const bc_linear *l, const bc_input *in, int64_t t, int64_t row, int64_t n, const int32_t *sum)
+static inline void bc_finish(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t t, int64_t row, int64_t n,
+                             const int32_t *sum, int32_t minus)
 {
-    float *out = l->out + t * l->ldo + row;
-    for (int64_t i = 0; i < n; i++)
-        out[i] = (float)sum[i] / in->scale[t] * l->w->scale;
-    if (l->residual)
-        for (int64_t i = 0; i < n; i++)
-            out[i] += l->residual[t * l->ldo + row + i];
+    const float *residual = l->residual ? l->residual + t * l->ldo + row : NULL;
+    isa->finish(sum, n, minus, in->scale[t], l->w->scale, residual, l->out + t * l->ldo + row);
 }
 
 static inline int bc_uses_gemm(const bc_linear *l, const bc_input *in) { return l->ternary && in->n >= BC_GEMM_TOKENS; }
@@ -129,44 +125,58 @@ static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input 
                 l->out[t * l->ldo + r] += l->residual[t * l->ldo + r];
 }
 
-static void bc_gemv_task(const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
+static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
 {
     int32_t sums[BC_MAX_ROWS];
     for (int64_t t = 0; t < in->n; t++) {
         const uint8_t *table = l->table < 0 ? NULL : bc_table(l, in, t);
         l->ternary->gemv(l->w, row0, row1, in->codes + t * in->codes_stride, in->sum[t], table, sums);
-        bc_store_row(l, in, t, row0, row1 - row0, sums);
+        bc_finish(isa, l, in, t, row0, row1 - row0, sums, 0);
     }
 }
 
+/* All tiles of a block of tokens on one unpacked panel. Meanwhile the memory that comes next is fetched: the packed weights
+ * of the next panel, and after the last columns the lines that the results go to. */
+static void bc_run_tiles(const bc_isa *isa, const bc_linear *l, const bc_input *in, const uint8_t *panel, int64_t row0, int64_t k0,
+                         int64_t k1, int64_t t0, int64_t n, int64_t next_row0, int32_t *const acc[2])
+{
+    const int64_t next_k0 = k1 < l->w->cols ? k1 : 0, next_k1 = l->ternary->panel_end(l->w, next_k0);
+    const int64_t n_halves = acc[1] ? 2 : 1, steps = n_halves * ((n + BC_MAX_TILE - 1) / BC_MAX_TILE);
+    int64_t step = 0;
+    for (int64_t half = 0; half < n_halves; half++)
+        for (int64_t t = 0; t < n; step++) {
+            const int32_t tile = bc_tile(in->n - t0 - t);
+            for (int64_t i = step * 32 / steps; i < (step + 1) * 32 / steps; i++)
+                l->ternary->prefetch(l->w, k1 < l->w->cols ? row0 : next_row0, next_k0, next_k1, i);
+            if (k1 == l->w->cols)
+                for (int64_t i = t; i < bc_min(t + tile, n); i++)
+                    __builtin_prefetch(l->out + (t0 + i) * l->ldo + row0 + half * BC_TILE_ROWS, 1);
+            isa->tile(panel + half * (k1 - k0) * BC_TILE_ROWS, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile, k1 - k0,
+                      acc[half] + t * BC_TILE_ROWS);
+            t += tile;
+        }
+}
+
 /* One panel of rows against one block of tokens. The int32 sums are of codes trit + 1, hence the correction. */
-static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t t0)
+static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t t0, int64_t next_row0)
 {
     _Alignas(64) uint8_t panel[BC_PANEL_ROWS * BC_PANEL_COLS];
-    _Alignas(64) int32_t acc[2][(BC_TOKEN_BLOCK + BC_MAX_TILE) * BC_TILE_ROWS];
-    const int64_t n = bc_min(in->n - t0, BC_TOKEN_BLOCK), n_halves = l->w->rows - row0 > BC_TILE_ROWS ? 2 : 1;
-    for (int64_t half = 0; half < n_halves; half++)
+    _Alignas(64) int32_t sums[2][(BC_TOKEN_BLOCK + BC_MAX_TILE) * BC_TILE_ROWS];
+    int32_t *const acc[2] = {sums[0], l->w->rows - row0 > BC_TILE_ROWS ? sums[1] : NULL};
+    const int64_t n = bc_min(in->n - t0, BC_TOKEN_BLOCK);
+    for (int64_t half = 0; half < 2 && acc[half]; half++)
         memset(acc[half], 0, sizeof **acc * (size_t)((n + BC_MAX_TILE) * BC_TILE_ROWS));
     for (int64_t k0 = 0, k1; k0 < l->w->cols; k0 = k1) {
         k1 = l->ternary->panel_end(l->w, k0);
         l->ternary->panel(l->w, row0, k0, k1, panel);
-        for (int64_t half = 0; half < n_halves; half++)
-            for (int64_t t = 0; t < n;) {
-                const int32_t tile = bc_tile(in->n - t0 - t);
-                isa->tile(panel + half * (k1 - k0) * BC_TILE_ROWS, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile,
-                          k1 - k0, acc[half] + t * BC_TILE_ROWS);
-                t += tile;
-            }
+        bc_run_tiles(isa, l, in, panel, row0, k0, k1, t0, n, next_row0, acc);
     }
-    for (int64_t half = 0; half < n_halves; half++) {
-        const int64_t first = row0 + half * BC_TILE_ROWS, rows = bc_min(l->w->rows - first, BC_TILE_ROWS);
-        for (int64_t t = 0; t < n; t++) {
-            int32_t *sums = acc[half] + t * BC_TILE_ROWS;
-            for (int64_t i = 0; i < rows; i++)
-                sums[i] -= in->sum[t0 + t];
-            bc_store_row(l, in, t0 + t, first, rows, sums);
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t half = 0; half < 2 && acc[half]; half++) {
+            const int64_t first = row0 + half * BC_TILE_ROWS;
+            bc_finish(isa, l, in, t0 + t, first, bc_min(l->w->rows - first, BC_TILE_ROWS), acc[half] + t * BC_TILE_ROWS,
+                      in->sum[t0 + t]);
         }
-    }
 }
 
 /* One step of a pass: all products that share an input, cut into tasks over all threads. The caller puts the barrier. */
@@ -180,9 +190,10 @@ static void bc_apply(const bc_isa *isa, bc_thread *thread, const bc_linear *line
         for (; task < first + tasks; task = bc_next_task(thread)) {
             const int64_t at = task - first, row0 = at * each, row1 = bc_min(row0 + each, l->w->rows);
             if (bc_uses_gemm(l, in)) /* all panels of a token block before the next: the codes of the block stay in L2 */
-                bc_gemm_task(isa, l, in, at % panels * BC_PANEL_ROWS, at / panels * BC_TOKEN_BLOCK);
+                bc_gemm_task(isa, l, in, at % panels * BC_PANEL_ROWS, at / panels * BC_TOKEN_BLOCK,
+                             (at + thread->size) % panels * BC_PANEL_ROWS);
             else if (l->ternary)
-                bc_gemv_task(l, in, row0, row1);
+                bc_gemv_task(isa, l, in, row0, row1);
             else
                 bc_dense_task(isa, l, in, row0, row1);
         }

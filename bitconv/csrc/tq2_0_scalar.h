@@ -29,3 +29,9 @@ static void tq2_0_panel_scalar(const bc_matrix *w, int64_t row0, int64_t k0, int
             panel[bc_panel_at(i, k - k0, k1 - k0)] = (uint8_t)tq2_0_code(row, k);
     }
 }
+
+static void tq2_0_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i)
+{
+    const int64_t row = bc_min(row0 + i, w->rows - 1);
+    bc_prefetch(w->data + (row * w->cols + k0) / 256 * TQ2_0_BLOCK, (k1 - k0) / 256 * TQ2_0_BLOCK);
+}
