@@ -8,17 +8,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import regex
 import sentencepiece
 import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from bitconv.formats.hf_tokenizer import read_hf_tokenizer
 from bitconv.formats.pretokenizers import pre_tokenizer
 from bitconv.formats.tiktoken_ranks import LLAMA_3_SPECIAL
-from bitconv.formats.vocabulary import TokenType, Vocabulary
+from bitconv.formats.vocabulary import BYTE_LETTERS, TokenType, Vocabulary
 from bitconv.runtime.tokenizer import Tokenizer as BitconvTokenizer
 from tests.tokenizer_fixtures import (
     GOLDEN,
@@ -176,6 +179,26 @@ def test_lines_equal_tiktoken(source: str, folder: Path) -> None:
 @pytest.mark.parametrize("source", ["key removed", "with key"])
 def test_lines_equal_the_original_gpt_2_files(source: str, folder: Path) -> None:
     _same(_tokenizer("gpt-2", source, folder), _by_gpt_2_files())
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "gpt-2", "falcon"])
+def test_byte_level_vocabularies_give_every_text_back(name: str, folder: Path) -> None:
+    """Falcon's vocabulary lacks some bytes, which its own program drops too; texts without them come back."""
+    tokenizer = _tokenizer(name, "file", folder)
+    tokens, types = tokenizer.vocabulary.tokens, tokenizer.vocabulary.types
+    present = set(tokens)
+    missing = {byte for byte, letter in enumerate(BYTE_LETTERS) if letter not in present}
+    assert bool(missing) == (name == "falcon")
+    bos = tokens[tokenizer.vocabulary.bos_id or 0]
+    specials = st.sampled_from([tokens[i] for i in np.flatnonzero(types == TokenType.CONTROL)])
+    plain = st.text(max_size=20).filter(lambda text: not missing & set(text.encode()))
+
+    @given(st.lists(plain | specials, max_size=5).map("".join))
+    @settings(max_examples=80, deadline=None)
+    def gives_back(text: str) -> None:
+        assert text.startswith(bos) or tokenizer.detokenize(tokenizer.encode(text)) == text
+
+    gives_back()
 
 
 def test_the_merges_of_llama_3_are_as_many_as_in_the_published_file(folder: Path) -> None:
