@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, normalizers, pre_tokenizers
+from transformers import AutoTokenizer
 
 from bitconv.errors import BitconvError, BitconvWarning, FormatError, InputError, UnsupportedError
 from bitconv.formats import hf_tokenizer
@@ -25,6 +26,7 @@ from bitconv.formats.pretokenizers import GPT_2, pre_tokenizer, pre_tokenizer_na
 from bitconv.formats.spm_model import read_spm_model
 from bitconv.formats.tiktoken_ranks import read_tiktoken_ranks
 from bitconv.formats.vocabulary import TokenType, Vocabulary, read_vocabulary
+from bitconv.runtime.chat import render
 from bitconv.runtime.tokenizer import Tokenizer
 from tests.tokenizer_fixtures import (
     LLAMA_3_SPLIT,
@@ -400,6 +402,29 @@ def test_special_ids_count_as_read_in_the_config(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path, files, {"eos_token_id": [5, 6], "bos_token_id": 4, "other": 1})
     read_hf_tokenizer(checkpoint, 520)
     assert checkpoint.config.unread() == ["other"]
+
+
+@pytest.mark.parametrize("bos", [None, "<s>"])
+def test_a_checkpoint_is_tokenized_as_transformers_does(bos: str | None, tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+        "chat_template": template,
+    }  # fmt: skip
+    files = {
+        "tokenizer.json": json_file(bos=bos),
+        "tokenizer_config.json": config,
+        "config.json": {"model_type": "llama"},
+    }
+    v = convert(tmp_path, files)
+    program = AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": "hi <tool>"}, {"role": "assistant", "content": "é a tool"}]
+    for vocabulary in (v, replace(v, huggingface_json=None)):
+        tokenizer = Tokenizer(vocabulary)
+        for text in ("hello world", " a", "x</s> y", "a tool", "<tool> z", "  two\n", "é🦙", "a<s>b", ""):
+            assert tokenizer.encode(text) == program(text)["input_ids"], text
+        ids = program.apply_chat_template(messages, return_dict=False)
+        assert tokenizer.encode(render(vocabulary, messages)) == ids  # one BOS, not two
 
 
 # chat templates ----------------------------------------------------------------------------------------
