@@ -71,7 +71,8 @@ def _block_scales(steps: np.ndarray) -> np.ndarray:
     d = (extreme / np.float32(-128)).astype(np.float16)
     # Only among the coarse numbers next to 0 is a rounded d so small that -128 d falls short of the step.
     short = np.abs(extreme) > np.abs(d.astype(np.float32)) * np.float32(128.5)
-    return np.where(short, np.nextafter(d, np.copysign(np.float16(np.inf), -extreme)), d).astype(np.float16)
+    d = np.where(short, np.nextafter(d, np.copysign(np.float16(np.inf), d)), d)
+    return np.where(extreme == 0, 0, d).astype(np.float16)  # not -0, which would make every zero a -0
 
 
 def _best_scales(groups: np.ndarray, steps: np.ndarray, d: np.ndarray) -> np.ndarray:
