@@ -137,6 +137,13 @@ def test_a_special_id_of_a_normal_token_makes_it_a_control_token(tmp_path: Path)
     assert (letter.types[0], letter.eog_ids) == (1, frozenset({0, 4}))
 
 
+@pytest.mark.parametrize(("pre", "bos"), [("llama-bpe", True), ("llama3", True), ("qwen2", False), ("x", False)])
+def test_the_name_of_the_pre_tokenizer_may_imply_bos(pre: str, bos: bool, tmp_path: Path) -> None:
+    assert read_keys(tmp_path, {"tokenizer.ggml.pre": (pre, "str")}).add_bos == bos
+    said = {"tokenizer.ggml.pre": (pre, "str"), "tokenizer.ggml.add_bos_token": (not bos, "bool")}
+    assert read_keys(tmp_path, said).add_bos != bos
+
+
 def test_absent_ids_may_be_written_as_minus_one(tmp_path: Path) -> None:
     vocabulary = read_keys(tmp_path, {"tokenizer.ggml.padding_token_id": (0xFFFFFFFF, "u32")})
     assert vocabulary.pad_id is None
@@ -299,6 +306,11 @@ def test_an_unknown_expression_needs_the_json_or_a_name(case: str, tmp_path: Pat
 def test_an_unknown_name_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="--pre: pre-tokenizer 'nonsense'.*qwen2"):
         convert(tmp_path, {"tokenizer.json": json_file()}, pre="nonsense")
+
+
+def test_a_pre_tokenizer_for_sentencepiece_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="leave out --pre"):
+        convert(tmp_path, {"tokenizer.model": trained_spm()}, 600, pre="qwen2")
 
 
 def test_falcon_3_splits_are_named_with_a_warning(tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def _settle_pre(table: TokenTable, wanted: str | None, has_json: bool) -> str:
     """Choose the pre-tokenizer's name, and say where a tokenizer rebuilt from it would not be the model's."""
     unlike, remarks = list(table.unlike), list(table.remarks)
     name = table.pre
+    if wanted is not None and table.model == SPM:
+        raise InputError(f"{table.where}: a SentencePiece tokenizer has no pre-tokenizer to choose; leave out --pre")
     if wanted is not None:
         name = pre_tokenizer(wanted, "--pre").name
     elif name is None:

@@ -41,7 +41,7 @@ class PreTokenizer:
 
 _TABLE: Final = (
     PreTokenizer("default", (_PUNCTUATION, GPT_2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    PreTokenizer("gpt-2", (GPT_2,), aliases=("gpt2",)),
+    PreTokenizer("gpt-2", (GPT_2,)),
     PreTokenizer("llama-bpe", (_LLAMA_3,), True, True, ("llama3", "llama-v3")),
     PreTokenizer("qwen2", (_LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}"),)),
     PreTokenizer("falcon", (FALCON_PUNCTUATION, GPT_2, "[0-9][0-9][0-9]")),
@@ -59,6 +59,11 @@ def pre_tokenizer(name: str, where: str) -> PreTokenizer:
     except KeyError:
         known = ", ".join(pre_tokenizer_names())
         raise UnsupportedError(f"{where}: pre-tokenizer {name[:80]!r} is not known; known are {known}") from None
+
+
+def implies_bos(name: str | None) -> bool:
+    """Say what a name, known or not, implies for files that do not say whether BOS is added."""
+    return name in _BY_NAME and _BY_NAME[name].add_bos
 
 
 def pre_tokenizer_names() -> Collection[str]:

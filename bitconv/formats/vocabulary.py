@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from bitconv.errors import FormatError, UnsupportedError
-from bitconv.formats.pretokenizers import pre_tokenizer, pre_tokenizer_names
+from bitconv.formats.pretokenizers import implies_bos
 
 if TYPE_CHECKING:
     from bitconv.formats.gguf import GgufFile
@@ -142,8 +142,6 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
     eog = {ids["eos_id"], ids["eot_id"], ids["eom_id"], *eot, *eom, *_read_eog(gguf, len(tokens))} - {None}
     ids["eot_id"] = next(iter(eot), None) if ids["eot_id"] is None else ids["eot_id"]
     ids["eom_id"] = next(iter(eom), None) if ids["eom_id"] is None else ids["eom_id"]
-    known = model == BPE and pre is not None and pre in pre_tokenizer_names()
-    default_bos = model == SPM or (known and pre_tokenizer(str(pre), str(gguf.path)).add_bos)
     return Vocabulary(
         model=model,
         tokens=tokens,
@@ -152,7 +150,7 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
         types=_special_types(types, tokens, [ids["bos_id"], *eog]),
         merges=gguf.get(_PREFIX + "merges", list) if model == BPE else (),
         eog_ids=frozenset(int(i) for i in eog if i is not None),
-        add_bos=gguf.get(_PREFIX + "add_bos_token", bool, default_bos),
+        add_bos=gguf.get(_PREFIX + "add_bos_token", bool, model == SPM or implies_bos(pre)),
         add_eos=gguf.get(_PREFIX + "add_eos_token", bool, False),
         add_space_prefix=gguf.get(_PREFIX + "add_space_prefix", bool, model == SPM) and model == SPM,
         chat_template=gguf.get("tokenizer.chat_template", str, None),
