@@ -141,6 +141,17 @@ def test_known_tiles_are_legal_and_are_the_defaults():
             assert default_tile(kind, *shape) == tile
 
 
+def test_documented_tiles_are_those_of_the_code():
+    text = (REPOSITORY / "docs" / "FORMAT.md").read_text(encoding="utf-8")
+    documented: dict[str, dict[tuple[int, int], tuple[int, ...]]] = {"TL1": {}, "TL2": {}}
+    for shapes, tl1, tl2 in re.findall(r"^\| ([\d x,]+ x [\d x,]+) \| ([\d, ]+) \| ([\d, ]+) \|$", text, re.M):
+        for shape in re.findall(r"(\d+) x (\d+)", shapes):
+            rows, cols = (int(n) for n in shape)
+            documented["TL1"][rows, cols] = tuple(int(n) for n in tl1.split(", "))
+            documented["TL2"][rows, cols] = (*(int(n) for n in tl2.split(", ")), 32)
+    assert documented == {kind: dict(known_tiles(kind)) for kind in KINDS}
+
+
 @st.composite
 def tables(draw: st.DrawFn, kind: str) -> dict[tuple[int, int], Tile]:
     shapes = st.tuples(st.integers(1, 8), st.integers(8, 20)).map(lambda s: (32 * s[0], 32 * s[1]))
