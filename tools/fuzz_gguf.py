@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
@@ -222,10 +223,12 @@ def change_tensor(file: File, rng: random.Random) -> None:
 
 def poison_data(file: File, rng: random.Random) -> None:
     """Put NaN, infinities, huge numbers or noise into the tensors: norms, scales, embeddings, codes."""
+    from bitconv.formats.ggml_types import nbytes
+
     for _ in range(rng.choice([1, 1, 3, 20])):
         tensor = rng.choice(file.tensors)
-        if tensor.kind == 36:  # its scale follows the codes
-            at = tensor.offset + tensor.ne[0] * tensor.ne[1] // 4
+        if tensor.kind in (36, 38, 39):  # the scale lies 32 bytes before the end
+            at = tensor.offset + (nbytes(tensor.kind, tuple(tensor.ne[::-1])) or 32) - 32
             file.data[at : at + 4] = struct.pack("<f", rng.choice(_FLOATS))
         elif tensor.kind == 0:
             at = tensor.offset + 4 * rng.randrange(tensor.ne[0])
@@ -361,19 +364,25 @@ def _tokenize(path: Path) -> str:
 
 
 def prepare(folder: Path) -> None:
-    """Make the valid models: both graphs, ternary and dense, every way to a tokenizer."""
+    """Make the valid models: both graphs, every type that the converter writes, every way to a tokenizer."""
     import bitconv
+    from bitconv.errors import UnsupportedError
+    from bitconv.tensor_types import tensor_types
     from tests.checkpoints import make_checkpoint
 
-    size = {"n_layers": 1, "hidden": 128, "ffn": 128, "n_heads": 2, "n_kv_heads": 1, "vocab": 301}
-    source = folder.parent / "source"
-    for name, family, options in [
+    models: list[tuple[str, str, dict[str, Any]]] = [
         ("bitnet", "bitnet", {}),
         ("llama", "llama", {"embedding_type": "f32", "hf_tokenizer": False}),
         ("dense", "bitnet", {"type": "f16", "hf_tokenizer": False}),
-    ]:
-        make_checkpoint(source / name, family=family, dtype="float32", **size)
-        with warnings.catch_warnings():
+    ]
+    others = [kind.name for kind in tensor_types() if kind.name not in ("I2_S", "F32", "F16")]
+    models += [(f"type-{name}", "bitnet", {"type": name.lower()}) for name in others]
+    models += [(f"embedding-{name}", "bitnet", {"embedding_type": name.lower()}) for name in others]
+    source = folder.parent / "source"
+    for name, family, options in models:
+        width = 256 if "-" in name else 128  # some types need whole blocks of 256
+        make_checkpoint(source / name, family=family, n_layers=1, hidden=width, ffn=width, n_heads=2, n_kv_heads=1)
+        with warnings.catch_warnings(), contextlib.suppress(UnsupportedError):  # not every type serves every purpose
             warnings.simplefilter("ignore")  # rounding in F16 is meant
             bitconv.convert(source / name, folder / f"{name}.gguf", **options)
     file = take_apart((folder / "llama.gguf").read_bytes())

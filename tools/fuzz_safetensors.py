@@ -84,7 +84,7 @@ def change_json(data: bytes, rng: random.Random) -> bytes:
     """A header changed as JSON: well-formed, and wrong in what it says."""
     text, body = split(data)
     header = json.loads(text)
-    with contextlib.suppress(TypeError, LookupError, ValueError):  # an entry that is broken already
+    with contextlib.suppress(TypeError, LookupError, ValueError, AttributeError):  # an entry that is broken already
         for _ in range(rng.choice([1, 1, 2])):
             rng.choice([change_entry, change_names])(header, rng)
     text = json.dumps(header).encode()
