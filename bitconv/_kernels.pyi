@@ -3,6 +3,7 @@ import numpy as np
 LANES: int
 KEYS: int
 MAX_TILE_ROWS: int
+GEMM_TOKENS: int
 MAX_HEAD_DIM: int
 SITES: int
 
@@ -72,6 +73,17 @@ class Cache:
 
 def int8_peak(isa: str, threads: int) -> float: ...
 def read_bandwidth(data: np.ndarray, threads: int, streams: int) -> float: ...
+def time_linear(
+    data: np.ndarray,
+    rows: int,
+    cols: int,
+    type_id: int,
+    codes: np.ndarray,
+    isa: str,
+    threads: int,
+    tiles: Tiles = ...,
+    repeats: int = 1,
+) -> float: ...
 def quantise(x: np.ndarray, isa: str) -> tuple[np.ndarray, float, int, bool]: ...
 def gemv(
     data: np.ndarray,

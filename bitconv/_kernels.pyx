@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 import numpy as np
 
 cdef extern from "csrc/forward.h" nogil:
-    enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_TILE_ROWS, BC_MAX_ROWS, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SITES, BC_N_ISAS
+    enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_TILE_ROWS, BC_MAX_TILE, BC_MAX_ROWS, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SITES, BC_N_ISAS
     enum: BC_F32, BC_F16, BC_BF16, BC_Q8_0, BC_Q6_K, BC_I2_S, BC_TL1, BC_TL2, BC_TQ1_0, BC_TQ2_0
 
     ctypedef struct bc_matrix:
@@ -109,6 +109,15 @@ cdef extern from "csrc/cpu.h" nogil:
 cdef extern from "csrc/limits.h" nogil:
     double bc_int8_peak(const bc_isa *, int32_t)
     double bc_read_bandwidth(const uint8_t *, int64_t, int32_t, int32_t, uint64_t *)
+    enum: BC_MAX_LINEARS, BC_GEMM_TOKENS, BC_TABLE_BYTES
+    ctypedef struct bc_input:
+        int64_t n, cols, codes_stride
+        int8_t *codes
+        int8_t *tiles
+        float *scale
+        int32_t *sum
+        uint8_t *tables
+    double bc_time_linear(const bc_isa *, const bc_matrix *, bc_input *, float *, int32_t, int32_t)
 
 cdef extern from *:
     """
@@ -123,6 +132,7 @@ cdef extern from *:
 LANES = BC_LANES
 KEYS = BC_KEYS
 MAX_TILE_ROWS = BC_MAX_ROWS
+GEMM_TOKENS = BC_GEMM_TOKENS
 MAX_HEAD_DIM = BC_MAX_HEAD_DIM
 SITES = BC_SITES
 
@@ -413,6 +423,28 @@ def read_bandwidth(const uint8_t[::1] data, int threads, int streams) -> float:
     with nogil:
         result = bc_read_bandwidth(&data[0], data.shape[0], threads, streams, &total)
     return result
+
+
+def time_linear(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const int8_t[:, ::1] codes, str isa, int threads,
+                tiles=(0, 0, 0), int repeats=1) -> float:
+    """Seconds that the product of a ternary weight with codes [tokens, cols] takes, the shortest of so many."""
+    cdef const bc_isa *kernels = find_isa(isa)
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, tiles)
+    cdef int64_t n = codes.shape[0]
+    if find_ternary(isa, type_id) == NULL or codes.shape[1] != cols or n < 1 or threads < 1 or repeats < 1:
+        raise ValueError("wrong arguments")
+    cdef int8_t[:, ::1] own = np.array(codes)
+    cdef int8_t[::1] packed = np.zeros((n + BC_MAX_TILE) * cols, dtype=np.int8)
+    cdef float[::1] scale = np.ones(n, dtype=np.float32), out = np.zeros(n * rows, dtype=np.float32)
+    cdef int32_t[::1] total = np.asarray(codes).sum(axis=1, dtype=np.int32)
+    cdef uint8_t[::1] tables = np.zeros(BC_MAX_LINEARS * BC_GEMM_TOKENS * cols * BC_TABLE_BYTES, dtype=np.uint8)
+    cdef bc_input given
+    cdef double seconds
+    given.n, given.cols, given.codes_stride = n, cols, cols
+    given.codes, given.tiles, given.scale, given.sum, given.tables = &own[0, 0], &packed[0], &scale[0], &total[0], &tables[0]
+    with nogil:
+        seconds = bc_time_linear(kernels, &m, &given, &out[0], threads, repeats)
+    return seconds
 
 
 # The kernels one by one, for tests and for the self-test of `bitconv doctor`.

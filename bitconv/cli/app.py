@@ -26,7 +26,7 @@ from bitconv.errors import (
     UnsupportedError,
 )
 
-COMMANDS = ("convert", "run", "chat", "inspect", "perplexity", "tokenize", "doctor", "demo")
+COMMANDS = ("convert", "run", "chat", "inspect", "perplexity", "bench", "tokenize", "doctor", "demo")
 """In the order of the help page. Command NAME is the object `NAME` of the module bitconv.cli.NAME."""
 
 INTERRUPTED, CLOSED_PIPE = 130, 141

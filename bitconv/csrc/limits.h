@@ -4,7 +4,7 @@
 
 #include <time.h>
 
-#include "dispatch.h"
+#include "forward.h"
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -62,6 +62,38 @@ static double bc_read_bandwidth(const uint8_t *data, int64_t bytes, int32_t thre
     const double elapsed = bc_seconds() - start;
     *sum = all;
     return (double)(words * 8 * team) / elapsed;
+}
+
+/* Seconds of one product alone, weights as they come: the shortest of `repeats`. in has codes, scales and sums; memory for
+ * its tiles and tables, and for out, is the caller's. */
+static double bc_time_linear(const bc_isa *isa, const bc_matrix *w, bc_input *in, float *out, int32_t threads, int32_t repeats)
+{
+    double best = INFINITY;
+    for (int64_t t = 0; in->n >= BC_GEMM_TOKENS && t < in->n; t += bc_tile(in->n - t))
+        bc_pack_tile(in, t, bc_tile(in->n - t));
+    for (int32_t i = 0; i < repeats; i++) {
+        bc_team team = {0};
+        const double start = bc_seconds();
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+        {
+            bc_thread thread = {.team = &team, .index = omp_get_thread_num(), .size = omp_get_num_threads()};
+#else
+        {
+            bc_thread thread = {.team = &team, .index = 0, .size = 1};
+            (void)threads;
+#endif
+            bc_linear linear = {w, bc_find_ternary(isa, w->type), -1, out, w->rows, NULL};
+            if (bc_share_tables(&linear, 1, in)) {
+                bc_build_tables(&thread, &linear, 1, in);
+                bc_barrier(&thread);
+            }
+            bc_apply(isa, &thread, &linear, 1, in);
+        }
+        const double elapsed = bc_seconds() - start;
+        best = elapsed < best ? elapsed : best;
+    }
+    return best;
 }
 
 #endif

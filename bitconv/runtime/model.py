@@ -18,7 +18,7 @@ from bitconv.formats.vocabulary import Vocabulary, read_vocabulary
 from bitconv.models import LINEARS, Hyperparameters, read_gguf
 from bitconv.runtime.rope import inverse_frequencies
 from bitconv.runtime.threads import checked_threads
-from bitconv.runtime.weights import Weights
+from bitconv.runtime.weights import Weight, Weights
 
 if TYPE_CHECKING:
     from bitconv.runtime.generate import Generation
@@ -38,17 +38,23 @@ def load(
     cache_type: CacheType = "f16",
     isa: str | None = None,
     hidden_act: str | None = None,
+    kernel_config: str | None = None,
+    i2s_layout: str | None = None,
 ) -> Model:
     """Open a GGUF file for execution.
 
     threads: default as `bitconv doctor` says. cache_type: number type of keys and values. isa: "scalar", "avx2", ...;
-    None means $BITCONV_ISA or the best of this CPU. hidden_act: "silu" or "relu2", overrides the file.
+    None means $BITCONV_ISA or the best of this CPU. hidden_act: "silu" or "relu2", overrides the file. kernel_config:
+    tiles of TL1 and TL2 tensors, such as "tl2:256,256,128,96", for files that do not state them. i2s_layout: "arm64" or
+    "x4" for foreign I2_S files in these layouts.
     Weights stay in the mapped file. Raises InputError, FormatError, UnsupportedError.
     """
     if cache_type not in CACHE_TYPES:
         raise InputError(f"cache type {cache_type!r} is unknown\nuse one of {', '.join(CACHE_TYPES)}")
-    gguf = open_gguf(path)
-    return Model(gguf, read_gguf(gguf, hidden_act=hidden_act), checked_threads(threads), cache_type, choose_isa(isa))
+    gguf, chosen = open_gguf(path), choose_isa(isa)
+    hp = read_gguf(gguf, hidden_act=hidden_act)
+    weights = Weights(gguf, chosen, kernel_config=kernel_config, i2s_layout=i2s_layout)
+    return Model(gguf, hp, weights, threads=checked_threads(threads), cache_type=cache_type, isa=chosen)
 
 
 def choose_isa(name: str | None = None) -> str:
@@ -62,7 +68,16 @@ def choose_isa(name: str | None = None) -> str:
 class Model:
     """A loaded model; cheap to keep, safe to use from several threads through one `Context` each."""
 
-    def __init__(self, gguf: GgufFile, hp: Hyperparameters, threads: int, cache_type: CacheType, isa: str) -> None:
+    def __init__(
+        self,
+        gguf: GgufFile,
+        hp: Hyperparameters,
+        weights: Weights,
+        *,
+        threads: int,
+        cache_type: CacheType,
+        isa: str,
+    ) -> None:
         self.gguf = gguf
         self.path: Path = gguf.path
         self.hyperparameters = hp
@@ -71,10 +86,11 @@ class Model:
         self.n_params = sum(math.prod(info.shape) for info in gguf.tensors.values())
         self.inv_freq = inverse_frequencies(hp.rope_theta, hp.head_dim, hp.rope_factors)
         self.ternary: frozenset[str] = frozenset()
+        self._weights = weights
         self.engine = self._build()
 
     def _build(self) -> _kernels.Engine:
-        hp, weights = self.hyperparameters, Weights(self.gguf, self.isa)
+        hp, weights = self.hyperparameters, self._weights
         if hp.head_dim > _kernels.MAX_HEAD_DIM:
             raise FormatError(f"{self.path}: head dimension {hp.head_dim}; at most {_kernels.MAX_HEAD_DIM} can be run")
         embedding = weights.dense("token_embd.weight")
@@ -99,6 +115,10 @@ class Model:
             )
         self.ternary = frozenset(ternary)
         return engine
+
+    def weight(self, name: str) -> Weight:
+        """Return what the engine executes for a linear layer such as "blk.0.attn_q"."""
+        return self._weights.linear(f"{name}.weight")
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:

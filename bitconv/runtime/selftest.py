@@ -40,12 +40,15 @@ def _cases(rng: np.random.Generator) -> dict[str, Callable[[str], np.ndarray]]:
         "F16 product": lambda isa: _kernels.dense(halves, rows, cols, 1, x, isa),
         "int8 tile": lambda isa: _kernels.tile(panel, tokens, isa),
     }
-    trits = rng.integers(-1, 2, (rows, cols), dtype=np.int8)
+    many = 64  # tiles of TL1 and TL2 come in 32 rows
+    trits = rng.integers(-1, 2, (many, cols), dtype=np.int8)
     for kind in tensor_types():
-        if kind.ternary and kind.kernel and _kernels.kernel_names("scalar", kind.gguf_id):
-            data = kind.pack(trits, 1.0)[: rows * cols // 4].copy()
-            cases[f"{kind.name} decode"] = partial(_kernels.gemv, data, rows, cols, kind.gguf_id, codes)
-            cases[f"{kind.name} prefill"] = partial(_kernels.panels, data, rows, cols, kind.gguf_id, 32)
+        if kind.ternary and kind.kernel:
+            tile = kind.default_tile(many, cols) if kind.default_tile else None
+            args = (kind.pack(trits, 1.0), many, cols, kind.gguf_id)
+            tiles = (0, 0, 0) if tile is None else (tile.rows, tile.cols, tile.step)
+            cases[f"{kind.name} decode"] = partial(_kernels.gemv, *args, codes, tiles=tiles)
+            cases[f"{kind.name} prefill"] = partial(_kernels.panels, *args, 32, tiles=tiles)
     return cases
 
 

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitconv import _kernels
-from bitconv.errors import FormatError, UnsupportedError
+from bitconv.errors import BitconvWarning, FormatError, UnsupportedError
 from bitconv.tensor_types import tensor_type
+from bitconv.tensor_types.stored import NO_TILES, Stored, StoredTernary, naming, ternary_type
 from bitconv.tensor_types.ternary import three_values
 
 if TYPE_CHECKING:
     from bitconv.formats.gguf import GgufFile
 
-NO_TILES = (0, 0, 0)
 Weight = tuple[np.ndarray, int, int, int, float, tuple[int, int, int]]
 """(data uint8, rows, cols, type id, scale, tiles): what `_kernels.Engine` takes."""
 
 _STORAGE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _DENSE = (*_STORAGE, "Q8_0", "Q6_K")
-_PACKED = {"I2_S"}  # by name: id 39 may be MXFP4, and other ternary types keep their scale and tiles elsewhere
 _PANEL = 128  # the engine pads a row of activation codes to this many columns
 
 
 class Weights:
     """The tensors of one open file, ready for one instruction set.
 
-    activation_bits: the key `bitconv.activation_bits`; 8 makes dense matrices that are {-a, 0, +a} execute as the
-    ternary matrices that they are. FormatError and UnsupportedError name the tensor.
+    kernel_config, i2s_layout: as `StoredTernary`. The key `bitconv.activation_bits` = 8 makes dense matrices that are
+    {-a, 0, +a} execute as the ternary matrices that they are. FormatError and UnsupportedError name the tensor.
     """
 
-    def __init__(self, gguf: GgufFile, isa: str) -> None:
+    def __init__(
+        self, gguf: GgufFile, isa: str, *, kernel_config: str | None = None, i2s_layout: str | None = None
+    ) -> None:
         self._gguf, self._isa = gguf, isa
+        self._stored = StoredTernary(gguf, kernel_config=kernel_config, i2s_layout=i2s_layout)
+        self._said_slow = False
         bits = gguf.get("bitconv.activation_bits", int, None)
         if bits not in (None, 8):
             raise UnsupportedError(f"{gguf.path}: bitconv.activation_bits is {bits}; only 8 is supported")
@@ -70,17 +74,26 @@ class Weights:
         if info.type_name in _DENSE:
             ternary = self._as_ternary(name) if self._ternary_when_dense and info.type_name in _STORAGE else None
             return ternary or self.dense(name)
-        if info.type_name not in _PACKED or not _kernels.kernel_names(self._isa, info.type_id):
-            raise UnsupportedError(f"{self._gguf.path}: tensor {name} is {info.type_name}, which cannot be run yet")
-        reason = tensor_type(info.type_id).illegal(rows, cols)
-        if reason:
-            raise FormatError(f"{self._gguf.path}: tensor {name}: {reason}")
-        data = self._gguf.data(name)
-        packed = rows * cols // 4
-        scale = float(data[packed : packed + 4].view("<f4")[0])
-        if not (math.isfinite(scale) and scale >= 0):
-            raise FormatError(f"{self._gguf.path}: tensor {name} has the scale {scale}; expected a finite positive one")
-        return data[:packed], rows, cols, info.type_id, scale, NO_TILES
+        if ternary_type(info) is None:
+            raise UnsupportedError(f"{self._gguf.path}: tensor {name} is {info.type_name}, which cannot be run")
+        stored = self._stored.read(name)
+        if stored.type.kernel is None or stored.tiles[0] > _kernels.MAX_TILE_ROWS:
+            return self._unpacked(name, stored)
+        return stored.data, rows, cols, info.type_id, stored.scale, stored.tiles
+
+    def _unpacked(self, name: str, stored: Stored) -> Weight:
+        """Repack in memory what no kernel reads as it lies in the file."""
+        if not self._said_slow:
+            self._said_slow = True
+            warnings.warn(
+                f"{self._gguf.path}: its layout is unpacked at load, which takes time and memory; `bitconv quantize` "
+                "rewrites the file",
+                BitconvWarning,
+                stacklevel=2,
+            )
+        with naming(self._gguf, name):
+            rows, cols = self._gguf.tensors[name].shape
+            return _as_i2_s(stored.unpack(rows, cols), stored.scale)
 
     def _dense_values(self, name: str) -> np.ndarray:
         info = self._gguf.tensors[name]
@@ -89,16 +102,21 @@ class Weights:
         return tensor_type(info.type_id).unpack(self._gguf.data(name), 1, math.prod(info.shape)).reshape(-1).copy()
 
     def _as_ternary(self, name: str) -> Weight | None:
-        """Pack a dense matrix that is {-a, 0, +a} as I2_S, with zero columns up to a whole block."""
+        """Return a dense matrix that is {-a, 0, +a} as a ternary one, None for any other."""
         info = self._gguf.tensors[name]
         rows, cols = info.shape
         values = self._gguf.data(name).view(_STORAGE[info.type_name]).reshape(rows, cols)
         found = three_values(values, info.type_name)
         if found is None:
             return None
-        trits, scale = found
-        padded = -(-cols // _PANEL) * _PANEL
-        if padded != cols:
-            trits = np.pad(trits, ((0, 0), (0, padded - cols)))
-        i2_s = tensor_type("I2_S")
-        return i2_s.pack(trits, scale)[: rows * padded // 4].copy(), rows, padded, i2_s.gguf_id, scale, NO_TILES
+        return _as_i2_s(*found)
+
+
+def _as_i2_s(trits: np.ndarray, scale: float) -> Weight:
+    """Pack a matrix as I2_S, with zero columns up to a whole block."""
+    rows, cols = trits.shape
+    padded = -(-cols // _PANEL) * _PANEL
+    if padded != cols:
+        trits = np.pad(trits, ((0, 0), (0, padded - cols)))
+    i2_s = tensor_type("I2_S")
+    return i2_s.pack(trits, scale)[: rows * padded // 4].copy(), rows, padded, i2_s.gguf_id, scale, NO_TILES

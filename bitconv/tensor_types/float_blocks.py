@@ -82,6 +82,6 @@ class FloatBlocks:
     def tensor_type(self, gguf_id: int, file_type: int) -> TensorType:
         """Return the type for the registry."""
         return TensorType(
-            name=self.name, gguf_id=gguf_id, file_type=file_type, ternary=False, kernel=None,
+            name=self.name, gguf_id=gguf_id, file_type=file_type, ternary=False, kernel=self.name.lower(),
             illegal=self.illegal, nbytes=self.nbytes, pack=self.pack, unpack=self.unpack, pack_rows=self.pack,
         )  # fmt: skip

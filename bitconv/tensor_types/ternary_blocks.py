@@ -125,7 +125,7 @@ class TernaryBlocks:
     def tensor_type(self, gguf_id: int, file_type: int) -> TensorType:
         """Return the type for the registry."""
         return TensorType(
-            name=self.name, gguf_id=gguf_id, file_type=file_type, ternary=True, kernel=None,
+            name=self.name, gguf_id=gguf_id, file_type=file_type, ternary=True, kernel=self.name.lower(),
             illegal=self.illegal, nbytes=self.nbytes, pack=self.pack, unpack=self.unpack, pack_into=self.pack_into,
             read_scale=self.read_scale, companion_scale=companion_scale,
         )  # fmt: skip

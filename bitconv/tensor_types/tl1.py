@@ -97,7 +97,7 @@ def _by_row(part: np.ndarray, tile: Tile) -> np.ndarray:
 
 TYPES = (
     TensorType(
-        name=NAME, gguf_id=38, file_type=38, ternary=True, kernel=None,
+        name=NAME, gguf_id=38, file_type=38, ternary=True, kernel="tl1",
         illegal=illegal, nbytes=nbytes, pack=pack, unpack=unpack, tail=tail,
         pack_into=pack_into, row_group=row_group, read_scale=read_scale, default_tile=default,
     ),

@@ -212,7 +212,7 @@ def _place_triples(trits: np.ndarray, nibbles: np.ndarray, negative: np.ndarray,
 
 TYPES = (
     TensorType(
-        name=NAME, gguf_id=39, file_type=39, ternary=True, kernel=None,
+        name=NAME, gguf_id=39, file_type=39, ternary=True, kernel="tl2",
         illegal=illegal, nbytes=nbytes, pack=pack, unpack=unpack, tail=tail,
         pack_into=pack_into, row_group=row_group, read_scale=read_scale, default_tile=default,
     ),
