@@ -12,6 +12,7 @@ from bitconv.errors import FormatError, InputError, UnsupportedError
 from bitconv.formats.ggml_types import nbytes
 from bitconv.formats.gguf import open_gguf
 from bitconv.formats.gguf_writer import GgufWriter
+from bitconv.models import LINEARS, Hyperparameters, gguf_tensor_names, read_gguf
 from bitconv.tensor_types import tensor_type
 from bitconv.tensor_types.i2_s import LAYOUTS
 from bitconv.tensor_types.stored import companion_name, stored_ternary
@@ -182,3 +183,45 @@ def test_i2_s_whose_blocks_straddle_rows_is_refused(tmp_path: Path) -> None:
     tensors = {NAME: ("I2_S", (4, 192), np.zeros(4 * 192 // 4 + 32, np.uint8))}
     with open_gguf(write_tensors(tmp_path / "a.gguf", tensors)) as gguf, pytest.raises(FormatError, match="K = 192"):
         stored_ternary(gguf, NAME)
+
+
+def small_model(path: Path, kind: str = "I2_S", extra: dict[str, Tensor] | None = None) -> Path:
+    """A whole model of one layer whose linears are of one type, with further tensors."""
+    hp = Hyperparameters(
+        arch="llama", n_layers=1, hidden=128, ffn=256, n_heads=2, n_kv_heads=1, head_dim=64, vocab=8, context=16,
+        rms_eps=1e-5, rope_theta=1e4, rope_style="norm", activation="silu", sub_norms=False, tied_head=True,
+    )  # fmt: skip
+    tensors: dict[str, Tensor] = {}
+    for name, shape in gguf_tensor_names(hp).items():
+        if name.split(".")[-2] in LINEARS and kind != "F32":
+            tensors[name] = packed(kind, random_trits(*shape), 1.0)
+        else:
+            tensors[name] = "F32", shape, np.ones(shape, "<f4").view(np.uint8)
+    keys = {"embedding_length": hp.hidden, "feed_forward_length": hp.ffn, "block_count": 1, "context_length": 16,
+            "attention.head_count": 2, "attention.head_count_kv": 1}  # fmt: skip
+    with GgufWriter(path, "llama") as writer:
+        for key, value in keys.items():
+            writer.add(f"llama.{key}", value, "u32")
+        writer.add("llama.attention.layer_norm_rms_epsilon", 1e-5, "f32")
+        tensors |= extra or {}
+        for name, (type_name, shape, _) in tensors.items():
+            writer.declare(name, shape, tensor_type(type_name).gguf_id)
+        for name, (_, _, data) in tensors.items():
+            writer.write(name, data)
+        writer.finish()
+    return path
+
+
+def test_a_model_may_have_companions_of_its_ternary_matrices_only(tmp_path: Path) -> None:
+    extra = {"blk.0.ffn_down.scale": scalar(0.1)}
+    with open_gguf(small_model(tmp_path / "a.gguf", "I2_S", extra)) as gguf:
+        assert read_gguf(gguf).n_layers == 1
+    refused: list[tuple[type[Exception], str, str, dict[str, Tensor]]] = [
+        (UnsupportedError, "dense", "F32", extra),
+        (FormatError, "ffn_down", "I2_S", {"blk.0.ffn_down.scale": scalar(float("nan"))}),
+        (UnsupportedError, "attn_norm", "I2_S", {"blk.0.attn_norm.scale": scalar(0.1)}),
+    ]
+    for error, message, kind, tensors in refused:
+        path = small_model(tmp_path / f"{message}.gguf", kind, tensors)
+        with open_gguf(path) as gguf, pytest.raises(error, match=message):
+            read_gguf(gguf)

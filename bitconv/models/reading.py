@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitconv.errors import BitconvWarning, FormatError, UnsupportedError
-from bitconv.models.family import Hyperparameters, ModelFamily, gguf_tensor_names
+from bitconv.models.family import LINEARS, Hyperparameters, ModelFamily, gguf_tensor_names
+from bitconv.tensor_types.stored import (
+    LAYOUT_KEY,
+    WRITTEN_LAYOUT,
+    companion_name,
+    companion_scale,
+    naming,
+    ternary_type,
+)
 
 if TYPE_CHECKING:
     from bitconv.formats.gguf import GgufFile
 
 ACTIVATIONS = ("relu2", "silu")
-I2_S_LAYOUT = "x86-128"
 _LARGEST_SIZE = 1 << 26
 _LARGEST_LAYERS = 10_000
 _LARGEST_HEAD = 1 << 16
@@ -86,9 +93,9 @@ def read_gguf(gguf: GgufFile, *, hidden_act: str | None = None) -> Hyperparamete
 
 
 def _refuse_unknown_features(gguf: GgufFile, arch: str) -> None:
-    layout = gguf.get("bitconv.i2_s.layout", str, I2_S_LAYOUT)
-    if layout != I2_S_LAYOUT:
-        raise UnsupportedError(f"{gguf.path}: I2_S layout {layout[:80]!r} is not supported; {I2_S_LAYOUT!r} is")
+    layout = gguf.get(LAYOUT_KEY, str, WRITTEN_LAYOUT)
+    if layout != WRITTEN_LAYOUT:
+        raise UnsupportedError(f"{gguf.path}: I2_S layout {layout[:80]!r} is not supported; {WRITTEN_LAYOUT!r} is")
     for key, neutral in _NEUTRAL.items():
         value = gguf.metadata.get(f"{arch}.{key}")
         if value is not None and not (isinstance(value, int | float | str) and value in neutral):
@@ -187,9 +194,23 @@ def _check_tensors(gguf: GgufFile, hp: Hyperparameters) -> None:
         if info.shape != shape:
             raise FormatError(f"{gguf.path}: tensor {name} is {list(info.shape)}; expected {list(shape)}")
         left.discard(name)
+    left -= _companions(gguf, hp)
     if left:
         # Leaving one out would compute another model.
         raise UnsupportedError(
             f"{gguf.path}: {len(left)} tensors that this runtime does not use, such as {min(left)} "
-            "(biases, experts, scale companions and further norms are not supported)"
+            "(biases, experts, further norms and scale companions of dense matrices are not supported)"
         )
+
+
+def _companions(gguf: GgufFile, hp: Hyperparameters) -> set[str]:
+    """Return the names of the tensors that hold a further multiplier of a ternary matrix; FormatError for a bad one."""
+    found = set()
+    for n in range(hp.n_layers):
+        for linear in LINEARS:
+            name = f"blk.{n}.{linear}.weight"
+            if ternary_type(gguf.tensors[name]) is not None:
+                with naming(gguf, name):
+                    if companion_scale(gguf, name) is not None:
+                        found.add(companion_name(name))
+    return found
