@@ -106,3 +106,27 @@ def exp(x: np.ndarray, isa: str) -> np.ndarray: ...
 def gate_mul(gate: np.ndarray, up: np.ndarray, relu2: bool, isa: str) -> np.ndarray: ...
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, type_id: int, scale: float, isa: str) -> np.ndarray: ...
 def rope_table(inv_freq: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+STORED_16: int
+STORED_32: int
+STORED_2BIT: int
+STORED_TRITS: int
+
+def packers() -> list[str]: ...
+def weight_statistics(data: np.ndarray, type_id: int, packer: str) -> tuple[int, int, int]: ...
+def pack(
+    out: np.ndarray,
+    type_id: int,
+    rows: int,
+    cols: int,
+    tiles: Tiles,
+    source: np.ndarray,
+    stored: int,
+    first: int,
+    start: int,
+    stop: int,
+    packer: str,
+    threshold: int = 1,
+    head_rows: int = 0,
+    d: int = 0,
+) -> int: ...

@@ -587,3 +587,6 @@ def rope_table(const float[::1] inv_freq, int64_t n) -> tuple:
     cdef float[:, ::1] c = cos, s = sin
     bc_rope_rows(&inv_freq[0], <int32_t>inv_freq.shape[0], 0, n, &c[0, 0], &s[0, 0])
     return cos, sin
+
+
+include "_kernels_pack.pxi"
