@@ -27,9 +27,10 @@ cdef extern from "csrc/forward.h" nogil:
         void (*prepare)(const bc_matrix *, const int8_t *, int64_t, int64_t, uint8_t *)
 
     ctypedef struct bc_attention:
-        const float *q[2]
-        float *out[2]
-        int32_t n_q, n_keys, head_dim, v_stride
+        const float *q[3]
+        float *out[3]
+        int32_t n_keys[3]
+        int32_t n_q, head_dim, v_stride
         const void *k
         const void *v
         int32_t cache_type
@@ -98,6 +99,9 @@ cdef extern from "csrc/forward.h" nogil:
     int bc_is_dense(int32_t)
     int64_t bc_dense_bytes(int32_t, int64_t)
     int32_t bc_forward(const bc_model *, const bc_cache *, const bc_batch *, uint8_t *, int32_t, int32_t *)
+
+cdef extern from "csrc/validate.h" nogil:
+    int bc_malformed(const bc_matrix *, int32_t)
 
 cdef extern from "csrc/cpu.h" nogil:
     enum: BC_MAX_FEATURES
@@ -403,6 +407,17 @@ cdef class Cache:
         return logits, size, (-1 if bad == 2**31 - 1 else bad), traced
 
 
+def is_malformed(weight, int threads) -> bool:
+    """Whether a ternary weight (the tuple that Engine takes) holds a code that no weight has; reads it all once."""
+    cdef bc_matrix m = as_matrix(weight[0], weight[1], weight[2], weight[3], weight[4], weight[5])
+    cdef int wrong
+    if threads < 1:
+        raise ValueError("wrong arguments")
+    with nogil:
+        wrong = bc_malformed(&m, threads)
+    return bool(wrong)
+
+
 def int8_peak(str isa, int threads) -> float:
     """Multiply-adds a second on registers with the arithmetic of the tile kernel, all threads at once; 0 if unknown."""
     cdef const bc_isa *kernels = find_isa(isa)
@@ -557,11 +572,14 @@ def gate_mul(const float[::1] gate, const float[::1] up, bint relu2, str isa):
 
 
 def attention(const float[:, ::1] q, const float[:, ::1] k, const float[:, ::1] v, int type_id, float scale, str isa):
-    """float32 [heads, head_dim]: 1 or 2 query heads over all keys and values [n, head_dim], through a cache of the type."""
+    """float32 [queries, head_dim]: 1 to 3 queries over keys and values [n, head_dim], through a cache of the type.
+
+    The last query sees all n keys, each before it one fewer.
+    """
     cdef const bc_isa *kernels = find_isa(isa)
     cdef int32_t dim = <int32_t>q.shape[1], stride = <int32_t>bc_round_up(q.shape[1], 16)
     cdef int64_t n = k.shape[0], key
-    if k.shape[1] != dim or v.shape[1] != dim or v.shape[0] != n or n < 1 or not 1 <= q.shape[0] <= BC_QUERIES:
+    if k.shape[1] != dim or v.shape[1] != dim or v.shape[0] != n or n < q.shape[0] or not 1 <= q.shape[0] <= BC_QUERIES:
         raise ValueError("wrong shapes")
     if type_id not in (BC_F16, BC_F32) or dim > BC_MAX_HEAD_DIM:
         raise ValueError("wrong arguments")
@@ -573,10 +591,10 @@ def attention(const float[:, ::1] q, const float[:, ::1] k, const float[:, ::1] 
     out = np.empty((q.shape[0], dim), dtype=np.float32)
     cdef float[:, ::1] y = out
     cdef bc_attention a
-    a.n_q, a.n_keys, a.head_dim, a.v_stride = <int32_t>q.shape[0], <int32_t>n, dim, stride
+    a.n_q, a.head_dim, a.v_stride = <int32_t>q.shape[0], dim, stride
     a.k, a.v, a.cache_type, a.scale = &k_cache[0], &v_cache[0], type_id, scale
     for i in range(q.shape[0]):
-        a.q[i], a.out[i] = &q[i, 0], &y[i, 0]
+        a.q[i], a.out[i], a.n_keys[i] = &q[i, 0], &y[i, 0], <int32_t>(n - q.shape[0] + 1 + i)
     kernels.attend(&a)
     return out
 

@@ -111,6 +111,31 @@ def test_an_illegal_shape_is_refused(type_id, rows, cols, tiles):
         _kernels.gemv(np.zeros(rows * cols, np.uint8), rows, cols, type_id, np.zeros(cols, np.int8), "scalar", tiles)
 
 
+@pytest.mark.parametrize("name", ["i2_s", *TYPES])
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=15, deadline=None)
+def test_a_code_that_no_weight_has_is_found(name, data, seed):
+    rows, cols, tiles = data.draw(SHAPES["tq2_0" if name == "i2_s" else name])
+    rng = np.random.default_rng(seed)
+    packed = random_bytes(rng, "tq2_0" if name == "i2_s" else name, rows, cols, tiles)
+    type_id = 36 if name == "i2_s" else TYPES[name]
+    if name == "tq2_0":
+        packed.reshape(-1, 66)[:, 64:] = 0xFF  # scales may have any bits
+    weight = (packed, rows, cols, type_id, 1.0, tiles)
+    assert not _kernels.is_malformed(weight, 2)
+    three_k = cols // tiles[1] * tiles[1] if name == "tl2" else 0
+    codes = rows * three_k // 6 or rows * cols // 4  # TL2: signs follow the nibbles
+    at = int(rng.integers(0, codes))
+    if name == "tq2_0":
+        at += at // 64 * 2
+    packed[at % packed.size] |= {"tl1": 0x90, "tl2": 0x0E, "tq1_0": 0xFF}.get(name, 0x30)
+    assert _kernels.is_malformed(weight, 2) == (name != "tq1_0")
+    if name == "tl2" and cols > three_k:
+        packed = random_bytes(rng, name, rows, cols, tiles)
+        packed[-int(rng.integers(1, rows * (cols - three_k) // 4 + 1))] = 0x09
+        assert _kernels.is_malformed((packed, *weight[1:]), 1)
+
+
 @pytest.mark.skipif(SHARED is None, reason="reference vectors are not beside the checkout")
 @pytest.mark.parametrize("isa", ISAS)
 def test_reference_bytes_are_executed_as_their_matrix(isa):

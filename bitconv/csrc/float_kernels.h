@@ -242,150 +242,187 @@ static void ISA(widen)(const void *src, int32_t type, int64_t n, float *dst)
     }
 }
 
-/* acc[q][d .. d + n_v*VL] = acc * correction + sum over keys of p[q][key] * v[key][d ..], keys in ascending order */
-BC_INLINE void ISA(add_values)(const bc_attention *a, int n_q, int n_v, int32_t type, int64_t first, int32_t n_keys, int32_t d,
-                               float p[][BC_KEYS], const float *correction, float acc[][BC_MAX_HEAD_DIM])
+/* what a query carries from block to block of its keys */
+typedef struct {
+    float acc[BC_MAX_HEAD_DIM]; /* sum of weights * values, relative to e^best */
+    float p[BC_KEYS];           /* the weights of one block */
+    float best, correction;     /* the largest score so far; e^(the one before - this one) */
+    VF total[NV];               /* sums of weights per lane */
+} ISA(query);
+
+/* acc[d ..] = acc * correction + sum over keys of weight * value, keys in ascending order, for n_v vectors from d on */
+BC_INLINE void ISA(add_values)(const bc_attention *a, ISA(query) *state, int n_q, int n_v, int32_t type, int64_t first,
+                               int32_t n_keys, int32_t d)
 {
     VF sum[BC_QUERIES][NV];
     for (int q = 0; q < n_q; q++)
         for (int v = 0; v < n_v; v++)
-            sum[q][v] = ISA(vf_mul)(ISA(vf_load)(acc[q] + d + v * VL), ISA(vf_set1)(correction[q]));
+            sum[q][v] = ISA(vf_mul)(ISA(vf_load)(state[q].acc + d + v * VL), ISA(vf_set1)(state[q].correction));
     for (int32_t key = 0; key < n_keys; key++)
         for (int v = 0; v < n_v; v++) {
             const VF value = ISA(load_as)(a->v, (first + key) * a->v_stride + d + v * VL, type);
             for (int q = 0; q < n_q; q++)
-                sum[q][v] = ISA(vf_fma)(ISA(vf_set1)(p[q][key]), value, sum[q][v]);
+                sum[q][v] = ISA(vf_fma)(ISA(vf_set1)(state[q].p[key]), value, sum[q][v]);
         }
     for (int q = 0; q < n_q; q++)
         for (int v = 0; v < n_v; v++)
-            ISA(vf_store)(acc[q] + d + v * VL, sum[q][v]);
+            ISA(vf_store)(state[q].acc + d + v * VL, sum[q][v]);
 }
 
-/* Online softmax over blocks of 32 keys from position 0: a query does the same steps in the same order whatever the
- * batch. Keys past the last are never read as values, and their scores are set to -infinity. */
+/* One block of n keys from `first` on, for n_q queries that all see them: one step of the online softmax. */
+BC_INLINE void ISA(attend_block)(const bc_attention *a, const float *const *query, ISA(query) *state, int n_q, int32_t type,
+                                 int32_t first, int32_t n)
+{
+    VF s[BC_QUERIES][NV];
+    for (int q = 0; q < n_q; q++)
+        for (int v = 0; v < NV; v++)
+            s[q][v] = ISA(vf_set1)(0.0f);
+    for (int32_t d = 0; d < a->head_dim; d++)
+        for (int v = 0; v < NV; v++) {
+            const VF k = ISA(load_as)(a->k, ((int64_t)first * a->head_dim) + (int64_t)d * BC_KEYS + v * VL, type);
+            for (int q = 0; q < n_q; q++)
+                s[q][v] = ISA(vf_fma)(ISA(vf_set1)(query[q][d]), k, s[q][v]);
+        }
+    for (int q = 0; q < n_q; q++) {
+        float most = state[q].best, *p = state[q].p;
+        for (int v = 0; v < NV; v++)
+            ISA(vf_store)(p + v * VL, ISA(vf_mul)(s[q][v], ISA(vf_set1)(a->scale)));
+        for (int i = n; i < BC_KEYS; i++) /* keys that are not there, whatever memory holds */
+            p[i] = -INFINITY;
+        for (int i = 0; i < BC_KEYS; i++)
+            most = p[i] > most ? p[i] : most;
+        float lanes[VL];
+        ISA(vf_store)(lanes, ISA(vf_exp)(ISA(vf_set1)(state[q].best - most)));
+        state[q].correction = lanes[0];
+        state[q].best = most;
+        for (int v = 0; v < NV; v++) {
+            const VF e = ISA(vf_exp)(ISA(vf_sub)(ISA(vf_load)(p + v * VL), ISA(vf_set1)(most)));
+            ISA(vf_store)(p + v * VL, e);
+            state[q].total[v] = ISA(vf_fma)(state[q].total[v], ISA(vf_set1)(state[q].correction), e);
+        }
+    }
+    int32_t d = 0;
+    for (; d + NV * VL <= a->v_stride; d += NV * VL)
+        ISA(add_values)(a, state, n_q, NV, type, first, n, d);
+    for (; d < a->v_stride; d += VL)
+        ISA(add_values)(a, state, n_q, 1, type, first, n, d);
+}
+
+/* Online softmax over blocks of 32 keys from position 0. Queries go through the blocks that all of them see whole
+ * together, and through the rest one by one: each does the same steps in the same order whatever goes along with it. */
 BC_INLINE void ISA(attend_n)(const bc_attention *a, int n_q, int32_t type)
 {
-    float acc[BC_QUERIES][BC_MAX_HEAD_DIM], p[BC_QUERIES][BC_KEYS], best[BC_QUERIES], correction[BC_QUERIES];
-    VF total[BC_QUERIES][NV];
+    ISA(query) state[BC_QUERIES];
     for (int q = 0; q < n_q; q++) {
-        memset(acc[q], 0, (size_t)a->v_stride * sizeof(float));
-        best[q] = -INFINITY;
+        memset(state[q].acc, 0, (size_t)a->v_stride * sizeof(float));
+        state[q].best = -INFINITY;
         for (int v = 0; v < NV; v++)
-            total[q][v] = ISA(vf_set1)(0.0f);
+            state[q].total[v] = ISA(vf_set1)(0.0f);
     }
-    for (int32_t first = 0; first < a->n_keys; first += BC_KEYS) {
-        const int32_t n = a->n_keys - first < BC_KEYS ? a->n_keys - first : BC_KEYS;
-        VF s[BC_QUERIES][NV];
-        for (int q = 0; q < n_q; q++)
-            for (int v = 0; v < NV; v++)
-                s[q][v] = ISA(vf_set1)(0.0f);
-        for (int32_t d = 0; d < a->head_dim; d++)
-            for (int v = 0; v < NV; v++) {
-                const VF k = ISA(load_as)(a->k, ((int64_t)first * a->head_dim) + (int64_t)d * BC_KEYS + v * VL, type);
-                for (int q = 0; q < n_q; q++)
-                    s[q][v] = ISA(vf_fma)(ISA(vf_set1)(a->q[q][d]), k, s[q][v]);
-            }
-        for (int q = 0; q < n_q; q++) {
-            for (int v = 0; v < NV; v++)
-                ISA(vf_store)(p[q] + v * VL, ISA(vf_mul)(s[q][v], ISA(vf_set1)(a->scale)));
-            float most = best[q];
-            for (int i = 0; i < BC_KEYS; i++) {
-                if (i >= n)
-                    p[q][i] = -INFINITY;
-                most = p[q][i] > most ? p[q][i] : most;
-            }
-            float lanes[VL];
-            ISA(vf_store)(lanes, ISA(vf_exp)(ISA(vf_set1)(best[q] - most)));
-            correction[q] = lanes[0];
-            best[q] = most;
-            for (int v = 0; v < NV; v++) {
-                const VF e = ISA(vf_exp)(ISA(vf_sub)(ISA(vf_load)(p[q] + v * VL), ISA(vf_set1)(most)));
-                ISA(vf_store)(p[q] + v * VL, e);
-                total[q][v] = ISA(vf_fma)(total[q][v], ISA(vf_set1)(correction[q]), e);
-            }
-        }
-        int32_t d = 0;
-        for (; d + NV * VL <= a->v_stride; d += NV * VL)
-            ISA(add_values)(a, n_q, NV, type, first, n, d, p, correction, acc);
-        for (; d < a->v_stride; d += VL)
-            ISA(add_values)(a, n_q, 1, type, first, n, d, p, correction, acc);
-    }
+    int32_t shared = 0;
+    for (; shared + BC_KEYS <= a->n_keys[0]; shared += BC_KEYS)
+        ISA(attend_block)(a, a->q, state, n_q, type, shared, BC_KEYS);
     for (int q = 0; q < n_q; q++) {
-        const float sum = ISA(fold)(total[q]);
+        for (int32_t first = shared; first < a->n_keys[q]; first += BC_KEYS)
+            ISA(attend_block)(a, a->q + q, state + q, 1, type, first, a->n_keys[q] - first < BC_KEYS ? a->n_keys[q] - first : BC_KEYS);
+        const float sum = ISA(fold)(state[q].total);
         for (int32_t d = 0; d < a->head_dim; d++)
-            a->out[q][d] = acc[q][d] / sum;
+            a->out[q][d] = state[q].acc[d] / sum;
     }
+}
+
+BC_INLINE void ISA(attend_type)(const bc_attention *a, int32_t type)
+{
+    if (a->n_q == 3)
+        ISA(attend_n)(a, 3, type);
+    else if (a->n_q == 2)
+        ISA(attend_n)(a, 2, type);
+    else
+        ISA(attend_n)(a, 1, type);
 }
 
 static void ISA(attend)(const bc_attention *a)
 {
-    if (a->cache_type == BC_F32 && a->n_q == 2)
-        ISA(attend_n)(a, 2, BC_F32);
-    else if (a->cache_type == BC_F32)
-        ISA(attend_n)(a, 1, BC_F32);
-    else if (a->n_q == 2)
-        ISA(attend_n)(a, 2, BC_F16);
+    if (a->cache_type == BC_F32)
+        ISA(attend_type)(a, BC_F32);
     else
-        ISA(attend_n)(a, 1, BC_F16);
+        ISA(attend_type)(a, BC_F16);
 }
 
-BC_INLINE void ISA(dense_step)(const uint8_t *row, int64_t i, int group, int32_t type, const float *x, int64_t ldx, int n_t,
-                               VF acc[][NV])
+/* n_r weight rows, row_step bytes apart, against n_t tokens; one of the two is 1 and the other at most 4 */
+BC_INLINE void ISA(dense_step)(const uint8_t *row, int64_t row_step, int n_r, int64_t i, int group, int32_t type, const float *x,
+                               int64_t ldx, int n_t, VF acc[][NV])
 {
-    VF w[NV];
-    ISA(load_32)(row, i, group, type, w);
-    for (int v = 0; v < NV; v++)
-        for (int t = 0; t < n_t; t++)
-            acc[t][v] = ISA(vf_fma)(w[v], ISA(vf_load)(x + t * ldx + i + v * VL), acc[t][v]);
-}
-
-/* one weight row against n_t tokens */
-BC_INLINE void ISA(dense_row)(const uint8_t *row, int32_t type, int64_t cols, const float *x, int64_t ldx, int n_t, float *out,
-                              int64_t ldo)
-{
-    VF acc[3][NV];
-    for (int t = 0; t < n_t; t++)
+    for (int r = 0; r < n_r; r++) {
+        VF w[NV];
+        ISA(load_32)(row + r * row_step, i, group, type, w);
         for (int v = 0; v < NV; v++)
-            acc[t][v] = ISA(vf_set1)(0.0f);
+            for (int t = 0; t < n_t; t++)
+                acc[r + t][v] = ISA(vf_fma)(w[v], ISA(vf_load)(x + t * ldx + i + v * VL), acc[r + t][v]);
+    }
+}
+
+BC_INLINE void ISA(dense_dot)(const uint8_t *row, int64_t row_step, int n_r, int32_t type, int64_t cols, const float *x,
+                              int64_t ldx, int n_t, float *sum)
+{
+    VF acc[4][NV];
+    for (int i = 0; i < n_r * n_t; i++)
+        for (int v = 0; v < NV; v++)
+            acc[i][v] = ISA(vf_set1)(0.0f);
     const int64_t whole = cols / BC_LANES * BC_LANES;
     if (type == BC_Q6_K) {
         for (int64_t i = 0; i < whole; i += 8 * BC_LANES) {
-            ISA(dense_step)(row, i, 0, type, x, ldx, n_t, acc);
-            ISA(dense_step)(row, i + 32, 1, type, x, ldx, n_t, acc);
-            ISA(dense_step)(row, i + 64, 2, type, x, ldx, n_t, acc);
-            ISA(dense_step)(row, i + 96, 3, type, x, ldx, n_t, acc);
-            ISA(dense_step)(row, i + 128, 4, type, x, ldx, n_t, acc);
-            ISA(dense_step)(row, i + 160, 5, type, x, ldx, n_t, acc);
-            ISA(dense_step)(row, i + 192, 6, type, x, ldx, n_t, acc);
-            ISA(dense_step)(row, i + 224, 7, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, row_step, n_r, i, 0, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, row_step, n_r, i + 32, 1, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, row_step, n_r, i + 64, 2, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, row_step, n_r, i + 96, 3, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, row_step, n_r, i + 128, 4, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, row_step, n_r, i + 160, 5, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, row_step, n_r, i + 192, 6, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, row_step, n_r, i + 224, 7, type, x, ldx, n_t, acc);
         }
     } else {
         for (int64_t i = 0; i < whole; i += BC_LANES)
-            ISA(dense_step)(row, i, 0, type, x, ldx, n_t, acc);
+            ISA(dense_step)(row, row_step, n_r, i, 0, type, x, ldx, n_t, acc);
     }
-    if (whole < cols) {
-        float tail[BC_LANES] = {0};
-        ISA(widen)(row + whole * (type == BC_F32 ? 4 : 2), type, cols - whole, tail);
-        for (int v = 0; v < NV; v++)
-            for (int t = 0; t < n_t; t++)
-                acc[t][v] = ISA(vf_fma)(ISA(vf_load)(tail + v * VL), ISA(vf_load)(x + t * ldx + whole + v * VL), acc[t][v]);
-    }
-    for (int t = 0; t < n_t; t++)
-        out[t * ldo] = ISA(fold)(acc[t]);
+    if (whole < cols)
+        for (int r = 0; r < n_r; r++) {
+            float tail[BC_LANES] = {0};
+            ISA(widen)(row + r * row_step + whole * (type == BC_F32 ? 4 : 2), type, cols - whole, tail);
+            ISA(dense_step)((const uint8_t *)(tail - whole), 0, 1, whole, 0, BC_F32, x, ldx, n_t, acc + r);
+        }
+    for (int i = 0; i < n_r * n_t; i++)
+        sum[i] = ISA(fold)(acc[i]);
 }
+
+enum { ISA(streams) = NV > 2 ? 2 : 4 }; /* rows read together in decode: their sums must fit the registers */
 
 BC_INLINE void ISA(dense_rows)(const bc_matrix *w, int32_t type, int64_t row0, int64_t row1, const float *x, int64_t ldx,
                                int64_t n, float *out, int64_t ldo)
 {
-    const int64_t row_bytes = bc_dense_bytes(type, w->cols);
-    for (int64_t t = 0; t < n; t += n - t >= 3 ? 3 : 1)
-        for (int64_t r = row0; r < row1; r++) {
-            const uint8_t *row = w->data + r * row_bytes;
-            if (n - t >= 3)
-                ISA(dense_row)(row, type, w->cols, x + t * ldx, ldx, 3, out + t * ldo + (r - row0), ldo);
-            else
-                ISA(dense_row)(row, type, w->cols, x + t * ldx, ldx, 1, out + t * ldo + (r - row0), ldo);
+    const int64_t bytes = bc_dense_bytes(type, w->cols), part = (row1 - row0) / ISA(streams);
+    const uint8_t *rows = w->data + row0 * bytes;
+    float sum[4];
+    for (int64_t t = 0; t < n; t += n - t >= 3 ? 3 : 1) {
+        const float *xt = x + t * ldx;
+        float *y = out + t * ldo;
+        int64_t r = 0;
+        if (n - t >= 3) {
+            for (; r < row1 - row0; r++) {
+                ISA(dense_dot)(rows + r * bytes, 0, 1, type, w->cols, xt, ldx, 3, sum);
+                for (int i = 0; i < 3; i++)
+                    y[i * ldo + r] = sum[i];
+            }
+            continue;
         }
+        for (; r < part; r++) { /* far-apart streams fill the memory pipeline, as in the ternary kernels */
+            ISA(dense_dot)(rows + r * bytes, part * bytes, ISA(streams), type, w->cols, xt, ldx, 1, sum);
+            for (int i = 0; i < ISA(streams); i++)
+                y[i * part + r] = sum[i];
+        }
+        for (r = part * ISA(streams); r < row1 - row0; r++)
+            ISA(dense_dot)(rows + r * bytes, 0, 1, type, w->cols, xt, ldx, 1, y + r);
+    }
 }
 
 static void ISA(dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n, float *out,

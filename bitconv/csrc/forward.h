@@ -209,28 +209,35 @@ static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
     bc_barrier(thread);
 }
 
+/* Query heads that share a key/value head, of all tokens of one sequence that follow each other in the batch, are cut into
+ * groups of BC_QUERIES; a group is one task. */
 static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
 {
     const bc_model *m = run->model;
     const bc_batch *b = run->batch;
     const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
-    const int32_t parts = (group + BC_QUERIES - 1) / BC_QUERIES; /* tasks of one head of one token */
-    const int64_t per_token = (int64_t)m->n_kv_heads * parts, ldo = bc_round_up(bc_attention_width(m), BC_LANES);
-    for (int64_t task; (task = bc_next_task(thread)) < b->n * per_token;) {
-        const int64_t t = b->n - 1 - task / per_token; /* the longest first, so that no thread ends with one */
-        const int32_t head = (int32_t)(task % per_token / parts), first = (int32_t)(task % parts) * BC_QUERIES;
-        bc_attention a = {
-            .n_q = group - first < BC_QUERIES ? group - first : BC_QUERIES, .n_keys = b->position[t] + 1, .head_dim = dim,
-            .v_stride = (int32_t)bc_value_stride(m), .cache_type = run->cache->type, .scale = m->attention_scale,
-            .k = run->cache->k + bc_head_offset(run, b->sequence[t], layer, head, dim),
-            .v = run->cache->v + bc_head_offset(run, b->sequence[t], layer, head, bc_value_stride(m)),
-        };
-        for (int32_t i = 0; i < a.n_q; i++) {
-            const int64_t at = (int64_t)(head * group + first + i) * dim;
-            a.q[i] = run->s.qkv + t * bc_qkv_width(m) + at;
-            a.out[i] = run->s.attended + t * ldo + at;
+    const int64_t queries = b->n * group, parts = (queries + BC_QUERIES - 1) / BC_QUERIES;
+    const int64_t ldo = bc_round_up(bc_attention_width(m), BC_LANES);
+    for (int64_t task; (task = bc_next_task(thread)) < parts * m->n_kv_heads;) {
+        const int32_t head = (int32_t)(task % m->n_kv_heads);
+        const int64_t part = parts - 1 - task / m->n_kv_heads; /* the longest first, so that no thread ends with one */
+        const int64_t last = bc_min((part + 1) * BC_QUERIES, queries);
+        for (int64_t query = part * BC_QUERIES; query < last;) {
+            const int32_t sequence = b->sequence[query / group];
+            bc_attention a = {
+                .head_dim = dim, .v_stride = (int32_t)bc_value_stride(m), .cache_type = run->cache->type,
+                .k = run->cache->k + bc_head_offset(run, sequence, layer, head, dim),
+                .v = run->cache->v + bc_head_offset(run, sequence, layer, head, bc_value_stride(m)),
+                .scale = m->attention_scale,
+            };
+            for (; query < last && b->sequence[query / group] == sequence; query++, a.n_q++) {
+                const int64_t t = query / group, at = (head * group + query % group) * dim;
+                a.q[a.n_q] = run->s.qkv + t * bc_qkv_width(m) + at;
+                a.out[a.n_q] = run->s.attended + t * ldo + at;
+                a.n_keys[a.n_q] = b->position[t] + 1;
+            }
+            m->isa->attend(&a);
         }
-        m->isa->attend(&a);
     }
     bc_barrier(thread);
 }

@@ -24,7 +24,7 @@ enum {
     BC_PANEL_COLS = 512, /* columns unpacked at a time, at most: 16 KiB of codes, which stay in L1 */
     BC_TOKEN_BLOCK = 132,/* tokens that share one unpacked panel: their int32 sums stay in L1 */
     BC_MAX_TILE = 6,     /* tokens of one register tile */
-    BC_QUERIES = 2,      /* query heads that share one pass over the keys */
+    BC_QUERIES = 3,      /* queries that share one pass over the keys */
     BC_MAX_HEAD_DIM = 1024,
 };
 
@@ -59,11 +59,12 @@ typedef struct {
     void (*prepare)(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table);
 } bc_ternary;
 
-/* attention of n_q query heads of one token that share one key/value head */
+/* attention of n_q queries, of one token or of several, that share one key/value head */
 typedef struct {
     const float *q[BC_QUERIES]; /* [head_dim] each, after RoPE */
     float *out[BC_QUERIES];     /* [head_dim] each */
-    int32_t n_q, n_keys, head_dim, v_stride;
+    int32_t n_keys[BC_QUERIES]; /* keys that each query sees, ascending */
+    int32_t n_q, head_dim, v_stride;
     const void *k;              /* [block][head_dim][BC_KEYS] of the cache type */
     const void *v;              /* [key][v_stride] of the cache type; v_stride = head_dim padded to 16 */
     int32_t cache_type;         /* BC_F16 or BC_F32 */

@@ -51,10 +51,10 @@ def load(
     """
     if cache_type not in CACHE_TYPES:
         raise InputError(f"cache type {cache_type!r} is unknown\nuse one of {', '.join(CACHE_TYPES)}")
-    gguf, chosen = open_gguf(path), choose_isa(isa)
+    gguf, chosen, team = open_gguf(path), choose_isa(isa), checked_threads(threads)
     hp = read_gguf(gguf, hidden_act=hidden_act)
-    weights = Weights(gguf, chosen, kernel_config=kernel_config, i2s_layout=i2s_layout)
-    return Model(gguf, hp, weights, threads=checked_threads(threads), cache_type=cache_type, isa=chosen)
+    weights = Weights(gguf, threads=team, kernel_config=kernel_config, i2s_layout=i2s_layout)
+    return Model(gguf, hp, weights, threads=team, cache_type=cache_type, isa=chosen)
 
 
 def choose_isa(name: str | None = None) -> str:

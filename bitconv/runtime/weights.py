@@ -26,16 +26,21 @@ _PANEL = 128  # the engine pads a row of activation codes to this many columns
 
 
 class Weights:
-    """The tensors of one open file, ready for one instruction set.
+    """The tensors of one open file, ready to run.
 
     kernel_config, i2s_layout: as `StoredTernary`. The key `bitconv.activation_bits` = 8 makes dense matrices that are
     {-a, 0, +a} execute as the ternary matrices that they are. FormatError and UnsupportedError name the tensor.
     """
 
     def __init__(
-        self, gguf: GgufFile, isa: str, *, kernel_config: str | None = None, i2s_layout: str | None = None
+        self,
+        gguf: GgufFile,
+        *,
+        threads: int = 1,
+        kernel_config: str | None = None,
+        i2s_layout: str | None = None,
     ) -> None:
-        self._gguf, self._isa = gguf, isa
+        self._gguf, self._threads = gguf, threads
         self._stored = StoredTernary(gguf, kernel_config=kernel_config, i2s_layout=i2s_layout)
         self._said_slow = False
         bits = gguf.get("bitconv.activation_bits", int, None)
@@ -79,7 +84,10 @@ class Weights:
         stored = self._stored.read(name)
         if stored.type.kernel is None or stored.tiles[0] > _kernels.MAX_TILE_ROWS:
             return self._unpacked(name, stored)
-        return stored.data, rows, cols, info.type_id, stored.scale, stored.tiles
+        weight = stored.data, rows, cols, info.type_id, stored.scale, stored.tiles
+        if _kernels.is_malformed(weight, self._threads):
+            raise FormatError(f"{self._gguf.path}: tensor {name} holds codes that no {info.type_name} weight has")
+        return weight
 
     def _unpacked(self, name: str, stored: Stored) -> Weight:
         """Repack in memory what no kernel reads as it lies in the file."""
