@@ -1,0 +1,60 @@
+/* Codes that no weight has, found before a file is run: there kernels of different instruction sets would not agree. */
+#ifndef BITCONV_VALIDATE_H
+#define BITCONV_VALIDATE_H
+
+#include "kernel_api.h"
+
+/* Simple loops over bytes, which compilers vectorise; each returns non-zero when one of n bytes is wrong. */
+static int bc_has_code_3(const uint8_t *p, int64_t n)
+{
+    uint8_t wrong = 0;
+    for (int64_t i = 0; i < n; i++)
+        wrong |= p[i] & p[i] >> 1 & 0x55;
+    return wrong;
+}
+
+/* a nibble larger than most */
+static int bc_has_nibble_above(const uint8_t *p, int64_t n, uint8_t most)
+{
+    const uint8_t add = (uint8_t)(15 - most);
+    uint8_t wrong = 0;
+    for (int64_t i = 0; i < n; i++)
+        wrong |= (uint8_t)((p[i] & 15) + add) | (uint8_t)((p[i] >> 4) + add);
+    return wrong & 16;
+}
+
+/* whether piece `part` of `parts` of a ternary weight holds a code that no weight has */
+static int bc_is_malformed(const bc_matrix *w, int64_t part, int64_t parts)
+{
+    const int64_t n = w->rows * w->cols, first = n / 4 * part / parts, last = n / 4 * (part + 1) / parts;
+    int wrong = 0;
+    if (w->type == BC_I2_S)
+        return bc_has_code_3(w->data + first, last - first);
+    if (w->type == BC_TL1)
+        return bc_has_nibble_above(w->data + first, last - first, 8);
+    if (w->type == BC_TQ2_0) {
+        for (int64_t block = n / 256 * part / parts; block < n / 256 * (part + 1) / parts; block++)
+            wrong |= bc_has_code_3(w->data + block * 66, 64);
+    } else if (w->type == BC_TL2) {
+        const int64_t three_k = w->cols / w->tile_cols * w->tile_cols;
+        const int64_t nibbles = w->rows * three_k / 6, pairs = w->rows * (w->cols - three_k) / 4;
+        const int64_t from = nibbles * part / parts, pairs_from = pairs * part / parts;
+        wrong = bc_has_nibble_above(w->data + from, nibbles * (part + 1) / parts - from, 13);
+        wrong |= bc_has_nibble_above(w->data + nibbles + nibbles / 4 + pairs_from, pairs * (part + 1) / parts - pairs_from, 8);
+    }
+    return wrong; /* every byte of TQ1_0 is five digits */
+}
+
+static int bc_malformed(const bc_matrix *w, int32_t threads)
+{
+    int wrong = 0;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) reduction(| : wrong)
+#endif
+    for (int32_t part = 0; part < 64; part++)
+        wrong |= bc_is_malformed(w, part, 64);
+    (void)threads;
+    return wrong;
+}
+
+#endif
