@@ -13,12 +13,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from bitconv.packing import pack, unpack
     from bitconv.pipeline.convert import ConvertReport, convert
+    from bitconv.pipeline.quantize import QuantizeReport, quantize
     from bitconv.runtime.model import Context, Model, load
     from bitconv.runtime.perplexity import Perplexity, perplexity
 
 _HOMES = {
     "convert": "bitconv.pipeline.convert",
     "ConvertReport": "bitconv.pipeline.convert",
+    "quantize": "bitconv.pipeline.quantize",
+    "QuantizeReport": "bitconv.pipeline.quantize",
     "load": "bitconv.runtime.model",
     "Model": "bitconv.runtime.model",
     "Context": "bitconv.runtime.model",
@@ -29,8 +32,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "ConvertReport", "Context", "Model", "Perplexity", "convert", "load", "pack", "perplexity", "unpack",
-    "__version__",
+    "ConvertReport", "Context", "Model", "Perplexity", "QuantizeReport", "convert", "load", "pack", "perplexity",
+    "quantize", "unpack", "__version__",
 ]  # fmt: skip
 
 

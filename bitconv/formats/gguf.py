@@ -104,6 +104,14 @@ class GgufFile:
         start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
         self._open_map().madvise(mmap.MADV_WILLNEED, start, info.offset + info.nbytes - start)
 
+    def release(self, name: str) -> None:
+        """Let the system take back the memory that a tensor's pages occupy; they are read again when touched."""
+        info = self._info(name)
+        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > start:
+            self._open_map().madvise(mmap.MADV_DONTNEED, start, stop - start)
+
     @overload
     def get(self, key: str, kind: type[T]) -> T: ...
     @overload
