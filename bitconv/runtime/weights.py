@@ -23,6 +23,7 @@ Weight = tuple[np.ndarray, int, int, int, float, tuple[int, int, int]]
 _STORAGE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _DENSE = (*_STORAGE, "Q8_0", "Q6_K")
 _PANEL = 128  # the engine pads a row of activation codes to this many columns
+_WORTH_A_TEAM = 1 << 22  # bytes; on a busy machine waking threads costs more than reading less than this
 
 
 class Weights:
@@ -85,7 +86,8 @@ class Weights:
         if stored.type.kernel is None or stored.tiles[0] > _kernels.MAX_TILE_ROWS:
             return self._unpacked(name, stored)
         weight = stored.data, rows, cols, info.type_id, stored.scale, stored.tiles
-        if _kernels.is_malformed(weight, self._threads):
+        threads = self._threads if info.nbytes >= _WORTH_A_TEAM else 1
+        if _kernels.is_malformed(weight, threads):
             raise FormatError(f"{self._gguf.path}: tensor {name} holds codes that no {info.type_name} weight has")
         return weight
 
