@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml bitconv/_kernels.pyx $(wildcard bitconv/csrc/*.h)
 SANITIZED := build/sanitize
-MAX_PPL ?= 60
+MAX_PPL ?= 56
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint docs gate sanitize clean
