@@ -16,7 +16,7 @@ from bitconv.errors import InputError
 if TYPE_CHECKING:
     from bitconv.runtime.model import Model
 
-PROMPT = "Return the"
+PROMPT = "The function"
 TOKENS = 64
 CHUNKS = 20
 
