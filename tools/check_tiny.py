@@ -80,7 +80,7 @@ def main() -> None:
     if args.work:
         largest, median = difference(reference, args.work, held_out[:512])
         print(f"difference from the trained model: largest {largest:.1e}, median {median:.1e} deviations")
-    for prompt in args.prompt or ["Return the"]:
+    for prompt in args.prompt or ["The following example"]:
         ids = torch.tensor([tokenizer.encode(prompt)])
         out = reference.generate(ids, max_new_tokens=64, min_new_tokens=64, do_sample=False)[0]
         sample = tokenizer.decode(out, skip_special_tokens=True)
