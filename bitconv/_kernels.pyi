@@ -108,6 +108,7 @@ def gate_mul(gate: np.ndarray, up: np.ndarray, relu2: bool, isa: str) -> np.ndar
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, type_id: int, scale: float, isa: str) -> np.ndarray: ...
 def rope_table(inv_freq: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]: ...
 
+PACKED_TYPES: tuple[int, ...]
 STORED_16: int
 STORED_32: int
 STORED_2BIT: int

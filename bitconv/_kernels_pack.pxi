@@ -3,7 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t
 
 cdef extern from "csrc/pack.h" nogil:
-    enum: BC_LIMBS, BC_N_PACKERS, BC_STORED_16, BC_STORED_32, BC_STORED_2BIT, BC_STORED_TRITS
+    enum: BC_LIMBS, BC_N_PACKERS, BC_PACK_ROWS, BC_STORED_16, BC_STORED_32, BC_STORED_2BIT, BC_STORED_TRITS
 
     ctypedef struct bc_statistics:
         uint64_t sum[BC_LIMBS]
@@ -29,6 +29,7 @@ cdef extern from "csrc/pack.h" nogil:
 
     const bc_packer *bc_packers[BC_N_PACKERS]
 
+PACKED_TYPES = (BC_I2_S, BC_TL1, BC_TL2, BC_TQ1_0, BC_TQ2_0)
 STORED_16, STORED_32, STORED_2BIT, STORED_TRITS = BC_STORED_16, BC_STORED_32, BC_STORED_2BIT, BC_STORED_TRITS
 
 
@@ -68,7 +69,7 @@ def weight_statistics(const uint8_t[::1] data, int type_id, str packer) -> tuple
 
 def pack(uint8_t[::1] out, int type_id, int64_t rows, int64_t cols, tiles, const uint8_t[::1] source, int stored,
          int64_t first, int64_t start, int64_t stop, str packer, uint32_t threshold=1, int64_t head_rows=0, int d=0) -> int:
-    """Place rows start to stop of a ternary tensor in out; returns how many weights are not 0, or -1 for a code 3.
+    """Place rows start to stop (of TL1 and TL2 groups of 32) of a ternary tensor in out; returns how many weights are not 0, or -1 for a code 3.
 
     source: the stored rows from `first` on (STORED_2BIT: always the whole matrix). A stored weight whose magnitude, as
     bits, is below threshold is 0. head_rows: rows of the heads whose rotary order changes. d: float16 bits of TQ blocks.
@@ -83,7 +84,7 @@ def pack(uint8_t[::1] out, int type_id, int64_t rows, int64_t cols, tiles, const
     t.rows, t.cols, t.type, t.d = rows, cols, type_id, <uint16_t>d
     t.tile_rows, t.tile_cols, t.micro_rows = tiles
     if type_id in (BC_TL1, BC_TL2):
-        group = t.tile_rows
+        group = BC_PACK_ROWS
     if not 0 <= first <= start <= stop <= rows or start % group or (stop % group and stop != rows) or not 0 <= d < 65536:
         raise ValueError(f"rows {start} to {stop} of {rows}, read from {first}, in groups of {group}")
     if head_rows and (head_rows < 2 or head_rows % 2 or rows % head_rows or first % head_rows):

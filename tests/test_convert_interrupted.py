@@ -25,7 +25,7 @@ STEPS = ("write", "fsync", "link", "unlink", "replace", "rename")
 
 @pytest.fixture(scope="module")
 def src(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("source") / "m", form="online", n_layers=1, shards=3)
+    return make_checkpoint(tmp_path_factory.mktemp("source") / "m", form="online", n_layers=2, shards=3)
 
 
 @pytest.fixture(scope="module")

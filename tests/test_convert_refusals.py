@@ -239,8 +239,8 @@ def test_a_multiplier_that_f16_cannot_hold_needs_another_type(tmp_path):
 
 
 def test_columns_that_are_no_blocks_name_tensor_and_way_out(tmp_path):
-    src = make_checkpoint(tmp_path / "m", form="online", ffn=320, n_layers=1)
-    refused(src, UnsupportedError, "blk.0.ffn_down.weight", "mlp.down_proj.weight", "[256, 320]", "K = 320",
+    src = make_checkpoint(tmp_path / "m", form="online", ffn=264, n_layers=1)
+    refused(src, UnsupportedError, "blk.0.ffn_down.weight", "mlp.down_proj.weight", "[256, 264]", "K = 264",
             "--type f16")  # fmt: skip
     with pytest.warns(BitconvWarning):
         report = bitconv.convert(src, type="f16")
@@ -295,8 +295,12 @@ def test_force_rounds_by_absmean_and_says_so(tmp_path):
     ("options", "kind", "message"),
     [
         ({"type": "q4_0"}, UnsupportedError, "I2_S (id 36)"),
-        ({"embedding_type": "i2_s"}, UnsupportedError, "cannot be I2_S; supported are f32, f16, bf16"),
-        ({"output_type": "q6_k"}, UnsupportedError, "'q6_k' is not supported"),
+        ({"embedding_type": "i2_s"}, UnsupportedError, "cannot be I2_S; supported are f32, f16, "),
+        ({"output_type": "q5_k"}, UnsupportedError, "'q5_k' is not supported"),
+        ({"type": "q8_0"}, UnsupportedError, "linears cannot be Q8_0; supported are f32, f16, bf16, "),
+        ({"fallback": "tl1"}, InputError, "fallback is 'tl1'; expected tl2, i2_s, error"),
+        ({"tq_scale": "f32"}, InputError, "tq_scale is 'f32'; expected exact or f16"),
+        ({"kernel_config": "tl2:1,2"}, InputError, "is not M,K,BM,BK"),
         ({"threads": 0}, InputError, "threads is 0"),
     ],
 )

@@ -47,7 +47,7 @@ typedef struct {
     const char *name;
     int (*usable)(void);
     void (*statistics)(const void *data, int32_t type, int64_t n, bc_statistics *s);
-    /* place rows row0..row1, whole tile rows for TL1 and TL2; returns how many are not zero, -1 for a code 3 */
+    /* place rows row0..row1, of TL1 and TL2 in groups of 32; returns how many are not zero, -1 for a code 3 */
     int64_t (*pack)(const bc_source *s, int64_t row0, int64_t row1, const bc_target *t);
 } bc_packer;
 

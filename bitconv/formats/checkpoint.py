@@ -76,10 +76,13 @@ class Checkpoint:
         while self._handles:
             os.close(self._handles.popitem()[1])
 
-    def read(self, name: str, start: int = 0, rows: int | None = None) -> np.ndarray:
+    def read(
+        self, name: str, start: int = 0, rows: int | None = None, *, into: np.ndarray | None = None
+    ) -> np.ndarray:
         """Read a tensor, or `rows` of it along its first axis from `start` on, as it is stored.
 
-        Returns a fresh array of the dtype's storage type: uint16 for BF16, the plain numpy type for others.
+        Returns an array of the dtype's storage type: uint16 for BF16, the plain numpy type for others. It is fresh, or
+        lies at the beginning of `into`, uint8 [enough], where its memory is to be used again.
         Raises FormatError when there is no such tensor, UnsupportedError for a dtype of less than a byte,
         ValueError for rows outside the tensor.
         """
@@ -88,7 +91,7 @@ class Checkpoint:
         if dtype is None:
             raise UnsupportedError(f"{entry.file}: tensor {name} is {entry.dtype}; read are {', '.join(STORAGE)}")
         try:
-            data = np.empty(nbytes, np.uint8)
+            data = np.empty(nbytes, np.uint8) if into is None else into[:nbytes]
         except MemoryError:
             raise ResourceError(f"{entry.file}: tensor {name} needs {nbytes} bytes of memory") from None
         self._fill(data, entry, skip)

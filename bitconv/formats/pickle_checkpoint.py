@@ -31,7 +31,9 @@ class PickleCheckpoint(Checkpoint):
         """Let go of the tensors."""
         self._loaded.clear()
 
-    def read(self, name: str, start: int = 0, rows: int | None = None) -> np.ndarray:
+    def read(
+        self, name: str, start: int = 0, rows: int | None = None, *, into: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return a fresh array with a tensor, or `rows` of it from `start` on, as Checkpoint.read does."""
         entry, shape, _, _ = self._slice(name, start, rows)
         if name not in self._loaded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -87,9 +88,10 @@ def stored_scale(kind: TensorType, multiplier: float, tq_scale: str = "exact") -
     return float16_of(multiplier), None
 
 
-def companion_name(name: str) -> str:
-    """Return the name of the tensor that holds the scale of `name`, F32 [1]; it follows its tensor in the file."""
-    return name.removesuffix(".weight") + ".scale"
+def file_type(wanted: TensorType, linears: Iterable[TensorType]) -> int:
+    """Return `general.file_type`: of the wanted type, or where no linear could have it, of the type that most have."""
+    counts = Counter(kind.file_type for kind in linears)
+    return wanted.file_type if wanted.file_type in counts or not counts else counts.most_common(1)[0][0]
 
 
 def layout_metadata(tensors: Iterable[tuple[TensorType, int, int, Tile | None]]) -> dict[str, str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from bitconv.errors import BitconvError, FormatError, UnsupportedError
 from bitconv.formats.checkpoint import Checkpoint, TensorEntry
 from bitconv.models import LINEARS, gguf_tensor_names
 from bitconv.models.hf_config import CheckpointSettings, WeightForm
+from bitconv.pipeline.choice import KernelConfig, choose, choose_dense, describe_fallback
 from bitconv.tensor_types import TensorType, tensor_type
+from bitconv.tensor_types.tiles import Tile
 
 PACKED = (WeightForm.PACKED_DIVIDE, WeightForm.PACKED_MULTIPLY)
 _MASTERS = ("BF16", "F16", "F32")
@@ -23,8 +25,9 @@ _SHOWN = 5
 class PlannedTensor:
     """One tensor of the output.
 
-    name, shape (rows, cols), type: as the GGUF file will have them. source: where the checkpoint holds it,
-    None for a tensor computed from config.json. linear: it is ternary; scale: its weight_scale, if any.
+    name, shape (rows, cols), type: as the GGUF file will have them; tile: of a tiled type. source: where the
+    checkpoint holds it, None for a tensor that is computed, whose float32 values then are `values`.
+    linear: it is ternary; scale: its weight_scale, if any.
     head_rows: rows of one attention head whose rotary order changes, 0 for a tensor whose rows stay.
     """
 
@@ -35,6 +38,8 @@ class PlannedTensor:
     linear: bool = False
     scale: TensorEntry | None = None
     head_rows: int = 0
+    tile: Tile | None = None
+    values: np.ndarray | None = None
 
     @property
     def rows(self) -> int:
@@ -54,19 +59,33 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class OutputTypes:
-    """Tensor types of the ternary matrices, the token embedding and the head; norms are F32."""
+    """What is asked for: tensor types of the ternary matrices, the token embedding and the head; norms are F32.
+
+    fallback, kernel_config: as choice.choose takes them.
+    """
 
     linear: TensorType
     embedding: TensorType
     head: TensorType
+    fallback: str = "tl2"
+    kernel_config: KernelConfig = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every output tensor in file order, and the checkpoint's head that a tied model leaves out, if any."""
+    """Every output tensor in file order, and the checkpoint's head that a tied model leaves out, if any.
+
+    notes: a sentence for each tensor that gets another type than was asked for, and for tiles that none uses.
+    """
 
     tensors: tuple[PlannedTensor, ...]
     unused_head: TensorEntry | None
+    notes: tuple[str, ...]
+
+    @property
+    def linears(self) -> tuple[PlannedTensor, ...]:
+        """The ternary matrices, in file order."""
+        return tuple(tensor for tensor in self.tensors if tensor.linear)
 
 
 @contextlib.contextmanager
@@ -91,7 +110,8 @@ def plan_tensors(checkpoint: Checkpoint, settings: CheckpointSettings, types: Ou
     missing: list[str] = []
     for name, shape in gguf_tensor_names(hp).items():
         if name == "rope_freqs.weight":
-            planned.append(PlannedTensor(name, shape, tensor_type("F32"), None))
+            factors = np.asarray(hp.rope_factors, np.float32)
+            planned.append(PlannedTensor(name, shape, tensor_type("F32"), None, values=factors))
             continue
         entry = _take(left, _spellings(settings.family.hf_names, name))
         if isinstance(entry, str):
@@ -102,9 +122,11 @@ def plan_tensors(checkpoint: Checkpoint, settings: CheckpointSettings, types: Ou
         raise FormatError(f"{checkpoint.path}: {_tensors(missing)} missing: {_some(missing)}")
     unused_head = left.pop(_spellings(settings.family.hf_names, "output.weight")[0], None)
     _refuse_leftovers(checkpoint, list(left))
-    for tensor in planned:
-        _check_legal(tensor)
-    return Plan(tuple(planned), unused_head if hp.tied_head else None)
+    settled = tuple(_settle_type(tensor, types) for tensor in planned)
+    pairs = zip(planned, settled, strict=True)
+    notes = [describe_fallback(a.type, b.type, a.name, a.rows, a.cols) for a, b in pairs]
+    notes += _unused_tiles(settled, types)
+    return Plan(settled, unused_head if hp.tied_head else None, tuple(note for note in notes if note))
 
 
 def _spellings(hf_names: Mapping[str, tuple[str, ...]], name: str) -> list[str]:
@@ -177,13 +199,28 @@ def _refuse_leftovers(checkpoint: Checkpoint, left: list[str]) -> None:
         raise FormatError(f"{checkpoint.path}: {_tensors(left)} unknown to this architecture: {_some(left)}")
 
 
-def _check_legal(tensor: PlannedTensor) -> None:
-    reason = tensor.type.illegal(tensor.rows, tensor.cols)
-    if reason:
-        where = f"{tensor.source.file}: tensor {tensor.source.name}" if tensor.source else tensor.name
-        raise UnsupportedError(
-            f"{where} [{tensor.rows}, {tensor.cols}] ({tensor.name}): {reason}\nuse --type f16 (type='f16')"
+def _settle_type(tensor: PlannedTensor, types: OutputTypes) -> PlannedTensor:
+    """Give a tensor the type that can hold its shape; UnsupportedError when none may."""
+    try:
+        if not tensor.linear:
+            return replace(tensor, type=choose_dense(tensor.type, tensor.rows, tensor.cols))
+        chosen = choose(
+            tensor.type, tensor.rows, tensor.cols, fallback=types.fallback, kernel_config=types.kernel_config
         )
+    except UnsupportedError as error:
+        where = f"{tensor.source.file}: tensor {tensor.source.name}" if tensor.source else tensor.name
+        raise UnsupportedError(f"{where} [{tensor.rows}, {tensor.cols}] ({tensor.name}): {error}") from None
+    return replace(tensor, type=chosen.type, tile=chosen.tile)
+
+
+def _unused_tiles(tensors: Iterable[PlannedTensor], types: OutputTypes) -> list[str]:
+    used = {(tensor.type.name, (tensor.rows, tensor.cols)) for tensor in tensors}
+    return [
+        f"kernel config: no {kind} tensor has the shape {list(shape)}"
+        for kind, tiles in types.kernel_config.items()
+        for shape in tiles
+        if (kind, shape) not in used
+    ]
 
 
 def _tensors(names: list[str]) -> str:

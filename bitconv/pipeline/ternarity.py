@@ -8,53 +8,50 @@ import numpy as np
 
 from bitconv.errors import UnsupportedError
 from bitconv.formats.checkpoint import Checkpoint, TensorEntry, to_float32
-from bitconv.pipeline.linears import Count, chunk_bounds, survey
-from bitconv.pipeline.plan import PlannedTensor, naming
+from bitconv.pipeline.linear_job import LinearJob
+from bitconv.pipeline.linears import check_statistics, chunk_bounds
+from bitconv.pipeline.plan import naming
 from bitconv.tensor_types.ternary import WeightStatistics, absmean_rounding, absmean_scale
 
 _MANY = 1000
 """Distinct values are counted up to here."""
 
 
-def survey_linears(
-    checkpoint: Checkpoint, tensors: list[PlannedTensor], count: Count
-) -> dict[str, WeightStatistics]:
-    """Read every linear once; return statistics by output name."""
-    found = {}
-    for tensor in tensors:
-        if tensor.source is not None:
-            with naming(tensor.source):
-                found[tensor.name] = survey(checkpoint, tensor.source, count)
+def not_ternary(linears: list[LinearJob]) -> list[LinearJob]:
+    """Return the surveyed linears that have more than one magnitude besides zero.
+
+    FormatError when a weight is not finite or a whole matrix zero.
+    """
+    found = []
+    for linear in linears:
+        if linear.survey is not None:
+            with naming(linear.entry):
+                check_statistics(linear.survey)
+            if linear.survey.smallest != linear.survey.largest:
+                found.append(linear)
     return found
 
 
-def not_ternary(tensors: list[PlannedTensor], statistics: dict[str, WeightStatistics]) -> list[PlannedTensor]:
-    """Return the linears that have more than one magnitude besides zero."""
-    return [
-        tensor for tensor in tensors if statistics[tensor.name].smallest != statistics[tensor.name].largest
-    ]
-
-
-def refusal(
-    checkpoint: Checkpoint, tensors: list[PlannedTensor], statistics: dict[str, WeightStatistics], total: int
-) -> UnsupportedError:  # fmt: skip
+def refusal(checkpoint: Checkpoint, linears: list[LinearJob], total: int) -> UnsupportedError:
     """Return the error for linears that are not ternary, with a line for each."""
     lines = [
-        f"{checkpoint.path}: {len(tensors)} of {total} linears are not ternary and config.json has no "
+        f"{checkpoint.path}: {len(linears)} of {total} linears are not ternary and config.json has no "
         "quantization_config, so this is no BitNet model",
         f"  {'tensor':48} {'distinct values':>15} {'distance from ternary':>21}",
     ]
-    for tensor in tensors:
-        if tensor.source is not None:
-            distinct, distance = _judge(checkpoint, tensor.source, statistics[tensor.name])
-            shown = f"> {_MANY}" if distinct > _MANY else str(distinct)
-            lines.append(f"  {tensor.source.name:48} {shown:>15} {distance:>21.3f}")
+    for linear in linears:
+        distinct, distance = _judge(checkpoint, linear.entry)
+        shown = f"> {_MANY}" if distinct > _MANY else str(distinct)
+        lines.append(f"  {linear.entry.name:48} {shown:>15} {distance:>21.3f}")
     lines.append("--force (force=True) rounds them by absmean; expect a model that no longer works")
     return UnsupportedError("\n".join(lines))
 
 
-def _judge(checkpoint: Checkpoint, entry: TensorEntry, statistics: WeightStatistics) -> tuple[int, float]:
+def _judge(checkpoint: Checkpoint, entry: TensorEntry) -> tuple[int, float]:
     """Return the number of distinct values, at most _MANY + 1, and the relative RMS distance from absmean."""
+    statistics = WeightStatistics(entry.dtype)
+    for start, stop in chunk_bounds(*entry.shape):
+        statistics.add(checkpoint.read(entry.name, start, stop - start))
     scale, multiplier = absmean_scale(statistics)
     ternarise = absmean_rounding(entry.dtype, scale)
     distinct, distance = statistics.distinct(), statistics.relative_distance(ternarise, multiplier)

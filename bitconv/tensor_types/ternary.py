@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -31,6 +32,23 @@ def _all_patterns(dtype: str) -> np.ndarray:
     patterns = np.arange(65536, dtype=np.uint16)
     with np.errstate(invalid="ignore"):  # some of the patterns are signalling NaNs
         return _widen(patterns if dtype == "BF16" else patterns.view(np.float16), dtype)
+
+
+class Magnitudes(Protocol):
+    """What absmean needs to know of a matrix of n weights."""
+
+    n: int
+
+    @property
+    def largest(self) -> float:
+        """max |w|, infinite or NaN when a weight is."""
+
+    @property
+    def smallest(self) -> float:
+        """min |w| over the weights that are not zero; infinite when all are."""
+
+    def magnitude_sum(self) -> float:
+        """Sum of |w| over the matrix, rounded once to float64."""
 
 
 class WeightStatistics:
@@ -124,7 +142,7 @@ def storage_dtype(dtype: str) -> np.dtype:
     return np.dtype({"BF16": "u2", "F16": "f2", "F32": "f4"}[dtype])
 
 
-def absmean_scale(statistics: WeightStatistics) -> tuple[np.float32, float]:
+def absmean_scale(statistics: Magnitudes) -> tuple[np.float32, float]:
     """Return (s, multiplier): a = f32(sum |w| / n) but at least 1e-5, s = 1/a, multiplier = 1/s, all float32.
 
     FormatError when a weight is not finite.
