@@ -51,7 +51,7 @@ def extension() -> Extension:
         "bitconv._kernels",
         ["bitconv/_kernels.pyx"],
         include_dirs=["bitconv"],
-        depends=[str(path) for path in sorted(Path("bitconv/csrc").glob("*.h"))],
+        depends=[str(path) for path in sorted([*Path("bitconv/csrc").glob("*.h"), *Path("bitconv").glob("*.pxi")])],
         extra_compile_args=compile_flags,
         extra_link_args=link_flags,
     )

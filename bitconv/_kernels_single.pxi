@@ -1,0 +1,189 @@
+# Limits of the machine, and the kernels one by one: for benchmarks, tests and the self-test of `bitconv doctor`.
+
+def int8_peak(str isa, int threads) -> float:
+    """Multiply-adds a second on registers with the arithmetic of the tile kernel, all threads at once; 0 if unknown."""
+    cdef const bc_isa *kernels = find_isa(isa)
+    cdef double result
+    if threads < 1:
+        raise ValueError("wrong arguments")
+    with nogil:
+        result = bc_int8_peak(kernels, threads)
+    return result
+
+
+def read_bandwidth(const uint8_t[::1] data, int threads, int streams) -> float:
+    """Bytes a second that threads read from their parts of data, each in so many far-apart streams."""
+    cdef double result
+    cdef uint64_t total
+    if threads < 1 or streams < 1 or data.shape[0] < 4096 * threads * streams:
+        raise ValueError("wrong arguments")
+    with nogil:
+        result = bc_read_bandwidth(&data[0], data.shape[0], threads, streams, &total)
+    return result
+
+
+def time_linear(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const int8_t[:, ::1] codes, str isa, int threads,
+                tiles=(0, 0, 0), int repeats=1) -> float:
+    """Seconds that the product of a ternary weight with codes [tokens, cols] takes, the shortest of so many."""
+    cdef const bc_isa *kernels = find_isa(isa)
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, tiles)
+    cdef int64_t n = codes.shape[0]
+    if find_ternary(isa, type_id) == NULL or codes.shape[1] != cols or n < 1 or threads < 1 or repeats < 1:
+        raise ValueError("wrong arguments")
+    cdef int8_t[:, ::1] own = np.array(codes)
+    cdef int8_t[::1] packed = np.zeros((n + BC_MAX_TILE) * cols, dtype=np.int8)
+    cdef float[::1] scale = np.ones(n, dtype=np.float32), out = np.zeros(n * rows, dtype=np.float32)
+    cdef int32_t[::1] total = np.asarray(codes).sum(axis=1, dtype=np.int32)
+    cdef uint8_t[::1] tables = np.zeros(BC_MAX_LINEARS * BC_GEMM_TOKENS * cols * BC_TABLE_BYTES, dtype=np.uint8)
+    cdef bc_input given
+    cdef double seconds
+    given.n, given.cols, given.codes_stride = n, cols, cols
+    given.codes, given.tiles, given.scale, given.sum, given.tables = &own[0, 0], &packed[0], &scale[0], &total[0], &tables[0]
+    with nogil:
+        seconds = bc_time_linear(kernels, &m, &given, &out[0], threads, repeats)
+    return seconds
+
+
+def quantise(const float[::1] x, str isa) -> tuple:
+    """(codes int8 [n], scale, sum, finite) of one activation row."""
+    cdef const bc_isa *kernels = find_isa(isa)
+    codes = np.empty(bc_round_up(x.shape[0], 128), dtype=np.int8)
+    cdef int8_t[::1] q = codes
+    cdef float scale
+    cdef int32_t total
+    cdef int bad = kernels.quantise(&x[0], x.shape[0], q.shape[0], &q[0], &scale, &total)
+    if np.any(codes[x.shape[0]:]):
+        raise AssertionError("padding codes are not zero")
+    return codes[:x.shape[0]], scale, total, not bad
+
+
+def gemv(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const int8_t[::1] q, str isa,
+         tiles=(0, 0, 0), int64_t row0=0, row1=None):
+    """int32 [row1 - row0]: exact products of a ternary weight with the codes q of one token."""
+    cdef const bc_ternary *kernels = find_ternary(isa, type_id)
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, tiles)
+    cdef int64_t end = rows if row1 is None else row1, k
+    if q.shape[0] != cols or not 0 <= row0 < end <= rows or row0 % kernels.row_step(&m):
+        raise ValueError("wrong arguments")
+    out = np.empty(end - row0, dtype=np.int32)
+    cdef int32_t[::1] sums = out
+    cdef int32_t q_sum = int(np.asarray(q).sum(dtype=np.int64))
+    cdef uint8_t[::1] table = np.zeros(16 * cols, dtype=np.uint8)
+    if kernels.prepare != NULL:
+        for k in range(0, cols, 192):
+            kernels.prepare(&m, &q[0], k, min(k + 192, cols), &table[0])
+    kernels.gemv(&m, row0, end, &q[0], q_sum, &table[0], &sums[0])
+    return out
+
+
+def panels(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, int64_t row0, str isa, tiles=(0, 0, 0)):
+    """uint8 [32, cols]: codes trit + 1 of 32 rows, put back in order from the panels that prefill unpacks."""
+    cdef const bc_ternary *kernels = find_ternary(isa, type_id)
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, tiles)
+    cdef int64_t k0 = 0, k1
+    cdef uint8_t[::1] panel = np.zeros(BC_PANEL_ROWS * BC_PANEL_COLS, dtype=np.uint8)
+    if not 0 <= row0 < rows or row0 % BC_PANEL_ROWS:
+        raise ValueError("wrong arguments")
+    parts = []
+    while k0 < cols:
+        k1 = kernels.panel_end(&m, k0)
+        if not k0 < k1 <= k0 + BC_PANEL_COLS:
+            raise AssertionError(f"a panel from {k0} to {k1}")
+        kernels.panel(&m, row0, k0, k1, &panel[0])
+        codes = np.asarray(panel)[: BC_PANEL_ROWS * (k1 - k0)].reshape(2, -1, BC_TILE_ROWS, 4)
+        parts.append(codes.transpose(0, 2, 1, 3).reshape(BC_PANEL_ROWS, -1).copy())
+        k0 = k1
+    return np.concatenate(parts, axis=1)
+
+
+def tile(const uint8_t[:, :, ::1] panel, const int8_t[:, :, ::1] tokens, str isa):
+    """int32 [tile, 16]: panel [k/4, 16, 4] times tokens [k/4, tile, 4], tile being 2, 4 or 6."""
+    if panel.shape[0] != tokens.shape[0] or panel.shape[1] != BC_TILE_ROWS or panel.shape[2] != 4 or tokens.shape[2] != 4:
+        raise ValueError("wrong shapes")
+    if tokens.shape[1] not in (2, 4, 6) or panel.shape[0] < 1:
+        raise ValueError("wrong tile")
+    out = np.zeros((tokens.shape[1], BC_TILE_ROWS), dtype=np.int32)
+    cdef int32_t[:, ::1] sums = out
+    find_isa(isa).tile(&panel[0, 0, 0], &tokens[0, 0, 0], <int32_t>tokens.shape[1], panel.shape[0] * 4, &sums[0, 0])
+    return out
+
+
+def dense(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const float[:, ::1] x, str isa):
+    """float32 [tokens, rows]: a dense weight times x [tokens, cols padded to LANES]."""
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, (0, 0, 0))
+    if not bc_is_dense(type_id) or x.shape[1] != bc_round_up(cols, BC_LANES):
+        raise ValueError("wrong arguments")
+    out = np.empty((x.shape[0], rows), dtype=np.float32)
+    cdef float[:, ::1] y = out
+    find_isa(isa).dense(&m, 0, rows, &x[0, 0], x.shape[1], x.shape[0], &y[0, 0], rows)
+    return out
+
+
+def norm(const float[::1] x, const float[::1] g, float eps, str isa):
+    """float32 [n]: RMS norm of one row."""
+    if g.shape[0] != x.shape[0]:
+        raise ValueError("wrong shapes")
+    out = np.empty(bc_round_up(x.shape[0], BC_LANES), dtype=np.float32)
+    cdef float[::1] y = out
+    find_isa(isa).norm(&x[0], &g[0], eps, x.shape[0], &y[0])
+    return out[:x.shape[0]]
+
+
+def exp(const float[::1] x, str isa):
+    """float32 [n]: e^x."""
+    out = np.empty(x.shape[0], dtype=np.float32)
+    cdef float[::1] y = out
+    find_isa(isa).exp(&x[0], x.shape[0], &y[0])
+    return out
+
+
+def gate_mul(const float[::1] gate, const float[::1] up, bint relu2, str isa):
+    """float32 [n]: activation(gate) * up, n a multiple of LANES."""
+    if gate.shape[0] != up.shape[0] or gate.shape[0] % BC_LANES:
+        raise ValueError("wrong shapes")
+    out = np.empty(gate.shape[0], dtype=np.float32)
+    cdef float[::1] y = out
+    cdef const bc_isa *kernels = find_isa(isa)
+    if relu2:
+        kernels.relu2_mul(&gate[0], &up[0], gate.shape[0], &y[0])
+    else:
+        kernels.silu_mul(&gate[0], &up[0], gate.shape[0], &y[0])
+    return out
+
+
+def attention(const float[:, ::1] q, const float[:, ::1] k, const float[:, ::1] v, int type_id, float scale, str isa):
+    """float32 [queries, head_dim]: 1 to 3 queries over keys and values [n, head_dim], through a cache of the type.
+
+    The last query sees all n keys, each before it one fewer.
+    """
+    cdef const bc_isa *kernels = find_isa(isa)
+    cdef int32_t dim = <int32_t>q.shape[1], stride = <int32_t>bc_round_up(q.shape[1], 16)
+    cdef int64_t n = k.shape[0], key
+    if k.shape[1] != dim or v.shape[1] != dim or v.shape[0] != n or n < q.shape[0] or not 1 <= q.shape[0] <= BC_QUERIES:
+        raise ValueError("wrong shapes")
+    if type_id not in (BC_F16, BC_F32) or dim > BC_MAX_HEAD_DIM:
+        raise ValueError("wrong arguments")
+    size = 4 if type_id == BC_F32 else 2
+    cdef uint8_t[::1] k_cache = np.zeros(bc_round_up(n, BC_KEYS) * dim * size, dtype=np.uint8)
+    cdef uint8_t[::1] v_cache = np.zeros(bc_round_up(n, BC_KEYS) * stride * size, dtype=np.uint8)
+    for key in range(n):
+        kernels.store_kv(&k[key, 0], &v[key, 0], dim, stride, type_id, key, &k_cache[0], &v_cache[0])
+    out = np.empty((q.shape[0], dim), dtype=np.float32)
+    cdef float[:, ::1] y = out
+    cdef bc_attention a
+    a.n_q, a.head_dim, a.v_stride = <int32_t>q.shape[0], dim, stride
+    a.k, a.v, a.cache_type, a.scale = &k_cache[0], &v_cache[0], type_id, scale
+    for i in range(q.shape[0]):
+        a.q[i], a.out[i], a.n_keys[i] = &q[i, 0], &y[i, 0], <int32_t>(n - q.shape[0] + 1 + i)
+    kernels.attend(&a)
+    return out
+
+
+def rope_table(const float[::1] inv_freq, int64_t n) -> tuple:
+    """(cos, sin) float32 [n, head_dim / 2] of positions 0..n-1."""
+    cos, sin = np.empty((n, inv_freq.shape[0]), np.float32), np.empty((n, inv_freq.shape[0]), np.float32)
+    cdef float[:, ::1] c = cos, s = sin
+    bc_rope_rows(&inv_freq[0], <int32_t>inv_freq.shape[0], 0, n, &c[0, 0], &s[0, 0])
+    return cos, sin
+
+
