@@ -26,7 +26,7 @@ from bitconv.formats.checkpoint import open_checkpoint  # noqa: E402
 from bitconv.formats.gguf_writer import GgufWriter  # noqa: E402
 from bitconv.formats.hf_tokenizer import read_hf_tokenizer  # noqa: E402
 from bitconv.models import LINEARS, Hyperparameters, gguf_tensor_names  # noqa: E402
-from bitconv.pipeline.choice import Choice, choose, choose_dense, layout_metadata, stored_scale  # noqa: E402
+from bitconv.pipeline.choice import Choice, choose, choose_dense, stored_scale  # noqa: E402
 from bitconv.pipeline.metadata import add_metadata  # noqa: E402
 from bitconv.tensor_types import tensor_type  # noqa: E402
 from bitconv.tensor_types.stored import companion_name  # noqa: E402
@@ -103,11 +103,8 @@ def make_dummy(layout: Layout, out: Path, type_name: str, embedding: str, thread
     with open_checkpoint(ROOT / "models" / "tiny") as tiny:
         vocabulary = read_hf_tokenizer(tiny, hp.vocab, keep_json=False)
     with GgufWriter(out, hp.arch, overwrite=overwrite) as writer:
-        add_metadata(writer, hp, f"{layout.name}, random", wanted)
-        keys = layout_metadata((choice.type, *shapes[name], choice.tile) for name, choice in linears.items())
-        for key, text in keys.items():
-            if key != "bitconv.i2_s.layout" or wanted.name != "I2_S":  # add_metadata has it then
-                writer.add(key, text, "str")
+        laid = [(choice.type, shapes[name][0], shapes[name][1], choice.tile) for name, choice in linears.items()]
+        add_metadata(writer, hp, f"{layout.name}, random", wanted, laid)
         vocabulary.write(writer)
         for name, shape, companion in _declared(shapes, linears):
             dense = head if name == "token_embd.weight" else tensor_type("F32")

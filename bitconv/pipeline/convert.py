@@ -79,7 +79,8 @@ def convert(
             vocabulary = read_hf_tokenizer(checkpoint, vocab, pre=pre, keep_json=hf_tokenizer)
             job.judge(force)
             job.settle()
-            add_metadata(writer, settings.hyperparameters, model, types.linear, job.plan)
+            linears = [(one.type, one.rows, one.cols, one.tile) for one in job.plan.linears]
+            add_metadata(writer, settings.hyperparameters, model, types.linear, linears)
             vocabulary.write(writer)
             for tensor in job.plan.tensors:
                 writer.declare(tensor.name, tensor.shape, tensor.type.gguf_id)
