@@ -25,24 +25,51 @@ cdef extern from "csrc/pack.h" nogil:
         const char *name
         int usable()
         void statistics(const void *, int32_t, int64_t, bc_statistics *) noexcept nogil
+        int64_t convert(const void *, int32_t, int64_t, int32_t, void *) noexcept nogil
         int64_t pack(const bc_source *, int64_t, int64_t, const bc_target *) noexcept nogil
 
     const bc_packer *bc_packers[BC_N_PACKERS]
 
+DENSE_TYPES = (BC_F32, BC_F16, BC_BF16)
 PACKED_TYPES = (BC_I2_S, BC_TL1, BC_TL2, BC_TQ1_0, BC_TQ2_0)
 STORED_16, STORED_32, STORED_2BIT, STORED_TRITS = BC_STORED_16, BC_STORED_32, BC_STORED_2BIT, BC_STORED_TRITS
 
 
+cdef object usable_packers = None
+
+
 def packers() -> list:
     """The packers that this CPU can run, fastest first; all give the same results."""
-    return [bc_packers[i].name.decode() for i in range(BC_N_PACKERS) if bc_packers[i].usable()]
+    global usable_packers
+    if usable_packers is None:  # a question to the CPU takes long in a virtual machine
+        usable_packers = [bc_packers[i].name.decode() for i in range(BC_N_PACKERS) if bc_packers[i].usable()]
+    return list(usable_packers)
 
 
 cdef const bc_packer *find_packer(str name) except NULL:
-    for i in range(BC_N_PACKERS):
-        if bc_packers[i].name.decode() == name and bc_packers[i].usable():
-            return bc_packers[i]
+    if name in packers():
+        for i in range(BC_N_PACKERS):
+            if bc_packers[i].name.decode() == name:
+                return bc_packers[i]
     raise ValueError(f"no packer {name!r} on this CPU; there is {', '.join(packers())}")
+
+
+def convert_dense(uint8_t[::1] out, int to, const uint8_t[::1] data, int type_id, str packer) -> int:
+    """Convert stored F32, F16 or BF16 weights to type `to` of these, rounding half to even.
+
+    Returns how many weights were converted: not all when one further on is not finite or too large for the type.
+    """
+    cdef const bc_packer *kernels = find_packer(packer)
+    cdef int64_t size = 4 if type_id == BC_F32 else 2, out_size = 4 if to == BC_F32 else 2, n = data.shape[0] // size
+    if type_id not in DENSE_TYPES or to not in DENSE_TYPES or data.shape[0] % size or out.shape[0] != n * out_size:
+        raise ValueError("wrong arguments")
+    if n == 0:
+        return 0
+    if <size_t>&data[0] % <size_t>size or <size_t>&out[0] % <size_t>out_size:
+        raise ValueError("the weights are not aligned")
+    with nogil:
+        n = kernels.convert(&data[0], type_id, n, to, &out[0])
+    return n
 
 
 def weight_statistics(const uint8_t[::1] data, int type_id, str packer) -> tuple:
@@ -54,7 +81,7 @@ def weight_statistics(const uint8_t[::1] data, int type_id, str packer) -> tuple
     cdef const bc_packer *kernels = find_packer(packer)
     cdef bc_statistics s
     cdef int64_t size = 4 if type_id == BC_F32 else 2, n = data.shape[0] // size
-    if type_id not in (BC_F32, BC_F16, BC_BF16) or data.shape[0] % size or n > 1 << 40:
+    if type_id not in DENSE_TYPES or data.shape[0] % size or n > 1 << 40:
         raise ValueError("wrong arguments")
     s.largest, s.smallest = 0, 0xffffffff
     for i in range(BC_LIMBS):
@@ -69,9 +96,9 @@ def weight_statistics(const uint8_t[::1] data, int type_id, str packer) -> tuple
 
 def pack(uint8_t[::1] out, int type_id, int64_t rows, int64_t cols, tiles, const uint8_t[::1] source, int stored,
          int64_t first, int64_t start, int64_t stop, str packer, uint32_t threshold=1, int64_t head_rows=0, int d=0) -> int:
-    """Place rows start to stop (of TL1 and TL2 groups of 32) of a ternary tensor in out; returns how many weights are not 0, or -1 for a code 3.
+    """Place rows start to stop of a ternary tensor in out; returns how many weights are not 0, or -1 for a code 3.
 
-    source: the stored rows from `first` on (STORED_2BIT: always the whole matrix). A stored weight whose magnitude, as
+    start and stop are multiples of 32 for TL1 and TL2, or the end. source: the stored rows from `first` on (STORED_2BIT: always the whole matrix). A stored weight whose magnitude, as
     bits, is below threshold is 0. head_rows: rows of the heads whose rotary order changes. d: float16 bits of TQ blocks.
     Neither tail nor padding is written. ValueError when anything does not fit.
     """

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bitconv import _kernels
+from bitconv.formats.checkpoint import to_float32
 from bitconv.tensor_types import TensorType, tensor_type, tensor_types
 from bitconv.tensor_types.ternary import (
     MASTER_DTYPES,
@@ -89,6 +90,44 @@ def test_statistics_see_what_is_not_finite(packer, dtype, bad, place):
     weights[place] = INFINITY[dtype] + (bad == "nan")
     _, largest, _ = _kernels.weight_statistics(raw(weights), TYPE_IDS[dtype], packer)
     assert not np.isfinite(np.uint32(largest).view(np.float32))
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+@settings(max_examples=100, deadline=None)
+@given(master=masters(), to=st.sampled_from(MASTER_DTYPES))
+def test_dense_conversion_is_that_of_numpy(packer, master, to):
+    storage, dtype = master
+    kind = tensor_type(to)
+    check_dense(storage, dtype, kind, packer)
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+@pytest.mark.parametrize("dtype", MASTER_DTYPES)
+@pytest.mark.parametrize("to", MASTER_DTYPES)
+def test_dense_conversion_of_every_16_bit_pattern_and_of_the_ties_between(packer, dtype, to):
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    storage = patterns
+    if dtype == "F32":  # every float16 and bfloat16, half-way to the next one, and a bit to either side
+        with np.errstate(invalid="ignore"):
+            halves = patterns.view(np.float16).astype(np.float32).view(np.uint32)
+        wide = np.concatenate((halves, patterns.astype(np.uint32) << 16))
+        storage = np.concatenate([wide + np.uint32(d) for d in (0, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001)])
+    storage = storage.view(storage_dtype(dtype))
+    for block in np.array_split(storage, 64):
+        check_dense(np.ascontiguousarray(block), dtype, tensor_type(to), packer)
+
+
+def check_dense(storage: np.ndarray, dtype: str, kind: TensorType, packer: str) -> None:
+    """All weights up to the block of the first that is not finite or does not fit are those of NumPy."""
+    out = np.zeros(kind.nbytes(1, storage.size), np.uint8)
+    done = _kernels.convert_dense(out, kind.gguf_id, raw(storage), TYPE_IDS[dtype], packer)
+    values = to_float32(storage, dtype)
+    limit = {"F32": np.inf, "F16": 65520, "BF16": float(np.uint32(0x7F7F8000).view(np.float32))}[kind.name]
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(values.reshape(-1)) < limit)
+    assert done == (int(np.argmax(bad)) // 2048 * 2048 if bad.any() else storage.size)
+    expected = kind.pack_rows(values.reshape(-1)[:done])
+    assert np.array_equal(out[: expected.size], expected)
 
 
 @st.composite
@@ -220,6 +259,9 @@ def test_what_does_not_fit_is_refused():
             _kernels.pack(out, **(good | change))
     with pytest.raises(ValueError):
         _kernels.pack(out[:-40], **good)
+    for to, data, type_id in ((1, source[:8], 8), (8, source[:8], 1), (0, source[:8], 1), (1, source[:6], 0)):
+        with pytest.raises(ValueError):
+            _kernels.convert_dense(out[:4], to, data, type_id, PACKERS[0])
     for data, type_id in ((source[:3], 1), (source[:2], 0), (source, 8), (source[1:5], 0)):
         with pytest.raises(ValueError):
             _kernels.weight_statistics(data, type_id, PACKERS[0])

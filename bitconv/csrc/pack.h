@@ -47,6 +47,9 @@ typedef struct {
     const char *name;
     int (*usable)(void);
     void (*statistics)(const void *data, int32_t type, int64_t n, bc_statistics *s);
+    /* out = the weights in another type, F32, F16 or BF16, rounded half to even; returns n, or where a block begins that
+     * holds a weight that is not finite or too large */
+    int64_t (*convert)(const void *data, int32_t from, int64_t n, int32_t to, void *out);
     /* place rows row0..row1, of TL1 and TL2 in groups of 32; returns how many are not zero, -1 for a code 3 */
     int64_t (*pack)(const bc_source *s, int64_t row0, int64_t row1, const bc_target *t);
 } bc_packer;
@@ -109,15 +112,15 @@ static void bc_add_by_exponent(const void *data, int32_t type, int64_t n, uint64
 
 #define ISA(name) name##_plain
 #include "pack_kernels.h"
-static const bc_packer packer_plain = {"plain", usable_scalar, statistics_plain, pack_plain};
+static const bc_packer packer_plain = {"plain", usable_scalar, statistics_plain, convert_plain, pack_plain};
 #undef ISA
 
 #ifdef BC_HAVE_AVX2
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,f16c")
 #endif
 #define ISA(name) name##_wide
 #include "pack_kernels.h"
@@ -127,7 +130,7 @@ static const bc_packer packer_plain = {"plain", usable_scalar, statistics_plain,
 #else
 #pragma GCC pop_options
 #endif
-static const bc_packer packer_avx2 = {"avx2", usable_avx2, statistics_wide, pack_wide};
+static const bc_packer packer_avx2 = {"avx2", usable_avx2, statistics_wide, convert_wide, pack_wide};
 #endif
 
 /* the packers of this build, the one for every CPU last */

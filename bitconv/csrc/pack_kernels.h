@@ -9,32 +9,35 @@ static int ISA(sums_exactly)(uint32_t largest, uint32_t smallest, int mantissa_b
     return smallest >= 0x00800000 && (int)(largest >> 23) - (int)(smallest >> 23) + mantissa_bits + 12 <= 53;
 }
 
-/* Sum of the magnitudes of at most BLOCK weights, in the order of virtual lanes; of float16 in units of 2^-24. First
- * to float32 in L1, then to float64: the two loops together are faster than one with both conversions. */
-static double ISA(sum)(const void *data, int32_t type, int64_t n)
+/* Sum of at most BLOCK magnitudes, float32 bits whose sign does not count, in the order of virtual lanes. */
+static double ISA(sum)(const uint32_t *w, int64_t n)
 {
-    float widened[ISA(BLOCK)];
-    const uint16_t *w = data;
-    if (type == BC_BF16)
-        for (int64_t i = 0; i < n; i++)
-            widened[i] = bc_bits_float((uint32_t)(w[i] & 0x7fff) << 16);
-    else if (type == BC_F16)
-        for (int64_t i = 0; i < n; i++) { /* without the subnormal numbers that a CPU may be told to flush */
-            const uint32_t bits = w[i] & 0x7fff, is_subnormal = 0u - (bits < 0x400);
-            const uint32_t normal = (bits << 13) + ((112u + 24u) << 23), subnormal = bc_float_bits((float)(int32_t)bits);
-            widened[i] = bc_bits_float((subnormal & is_subnormal) | (normal & ~is_subnormal));
-        }
-    const uint32_t *from = type == BC_F32 ? data : (const void *)widened;
     double lanes[ISA(LANES)] = {0}, sum = 0;
     int64_t i = 0;
     for (; i + ISA(LANES) <= n; i += ISA(LANES))
         for (int j = 0; j < ISA(LANES); j++)
-            lanes[j] += (double)bc_bits_float(from[i + j] & 0x7fffffff);
+            lanes[j] += (double)bc_bits_float(w[i + j] & 0x7fffffff);
     for (; i < n; i++)
-        sum += (double)bc_bits_float(from[i] & 0x7fffffff);
+        sum += (double)bc_bits_float(w[i] & 0x7fffffff);
     for (int j = 0; j < ISA(LANES); j++)
         sum += lanes[j];
     return sum;
+}
+
+static void ISA(widen_bf16)(const uint16_t *w, int64_t n, uint32_t *out)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (uint32_t)w[i] << 16;
+}
+
+/* Finite float16 to float32 times 2^24, which needs no subnormal numbers: a CPU may be told to flush those. */
+static void ISA(widen_f16)(const uint16_t *w, int64_t n, uint32_t *out)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = w[i] & 0x7fff, sign = (uint32_t)(w[i] & 0x8000) << 16, is_subnormal = 0u - (bits < 0x400);
+        const uint32_t normal = (bits << 13) + ((112u + 24u) << 23), subnormal = bc_float_bits((float)(int32_t)bits);
+        out[i] = sign | (subnormal & is_subnormal) | (normal & ~is_subnormal);
+    }
 }
 
 /* largest = max magnitude, smallest = min of magnitude - 1, where 0 wraps to the largest pattern */
@@ -62,32 +65,44 @@ static void ISA(extrema32)(const uint32_t *w, int64_t n, uint32_t *largest, uint
     *smallest = least;
 }
 
-static void ISA(block_statistics)(const void *data, int32_t type, int64_t n, bc_statistics *s)
+/* float32 bits of the largest magnitude, and of the smallest that is not 0 */
+static void ISA(extrema)(const void *data, int32_t type, int64_t n, uint32_t *largest, uint32_t *smallest)
 {
-    uint32_t largest, smallest; /* float32 bits; of the smallest that is not 0 */
     if (type == BC_F32) {
         uint32_t below;
-        ISA(extrema32)(data, n, &largest, &below);
-        smallest = below + 1;
+        ISA(extrema32)(data, n, largest, &below);
+        *smallest = below + 1;
     } else {
         uint16_t most, below;
         ISA(extrema16)(data, n, &most, &below);
         const uint16_t ends[2] = {most, (uint16_t)(below + 1)};
-        largest = bc_magnitude(ends, type, 0);
-        smallest = bc_magnitude(ends, type, 1);
+        *largest = bc_magnitude(ends, type, 0);
+        *smallest = bc_magnitude(ends, type, 1);
     }
+}
+
+static void ISA(block_statistics)(const void *data, int32_t type, int64_t n, bc_statistics *s)
+{
+    uint32_t largest, smallest, widened[ISA(BLOCK)];
+    ISA(extrema)(data, type, n, &largest, &smallest);
     if (largest > s->largest)
         s->largest = largest;
     if (smallest && smallest - 1 < s->smallest)
         s->smallest = smallest - 1;
     if (!largest || largest >= 0x7f800000)
         return;
-    if (type == BC_F16) /* 2048 values below 2^16 in multiples of 2^-24 */
-        bc_add_double(s->sum, ISA(sum)(data, type, n) * 0x1p-24);
-    else if (ISA(sums_exactly)(largest, smallest, type == BC_BF16 ? 7 : 23))
-        bc_add_double(s->sum, ISA(sum)(data, type, n));
-    else
+    /* first to float32 in L1, then to float64: two loops are faster than one with both conversions */
+    if (type == BC_F16) { /* 2048 values below 2^16 in multiples of 2^-24 */
+        ISA(widen_f16)(data, n, widened);
+        bc_add_double(s->sum, ISA(sum)(widened, n) * 0x1p-24);
+    } else if (!ISA(sums_exactly)(largest, smallest, type == BC_BF16 ? 7 : 23)) {
         bc_add_by_exponent(data, type, n, s->sum);
+    } else if (type == BC_BF16) {
+        ISA(widen_bf16)(data, n, widened);
+        bc_add_double(s->sum, ISA(sum)(widened, n));
+    } else {
+        bc_add_double(s->sum, ISA(sum)(data, n));
+    }
 }
 
 static void ISA(statistics)(const void *data, int32_t type, int64_t n, bc_statistics *s)
@@ -95,6 +110,64 @@ static void ISA(statistics)(const void *data, int32_t type, int64_t n, bc_statis
     const int64_t size = type == BC_F32 ? 4 : 2;
     for (int64_t i = 0; i < n; i += ISA(BLOCK))
         ISA(block_statistics)((const uint8_t *)data + i * size, type, bc_min(ISA(BLOCK), n - i), s);
+}
+
+static void ISA(narrow_bf16)(const uint32_t *w, int64_t n, uint16_t *out)
+{
+    for (int64_t i = 0; i < n; i++) /* half to even */
+        out[i] = (uint16_t)((w[i] + 0x7fff + (w[i] >> 16 & 1)) >> 16);
+}
+
+static void ISA(narrow_f16)(const uint32_t *w, int64_t n, uint16_t *out)
+{
+    int64_t i = 0;
+#ifdef __F16C__
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps((const float *)(w + i)), 0));
+#endif
+    for (; i < n; i++)
+        out[i] = bc_f32_to_f16(bc_bits_float(w[i]));
+}
+
+/* undo the 2^24 of widen_f16 */
+static void ISA(scale_f16)(uint32_t *w, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        w[i] = bc_float_bits(bc_bits_float(w[i]) * 0x1p-24f);
+}
+
+static int64_t ISA(convert)(const void *data, int32_t from, int64_t n, int32_t to, void *out)
+{
+    const int64_t from_size = from == BC_F32 ? 4 : 2, to_size = to == BC_F32 ? 4 : 2;
+    /* the least magnitude that rounds to infinity */
+    const uint32_t limit = to == BC_F16 ? 0x477ff000 : to == BC_BF16 ? 0x7f7f8000 : 0x7f800000;
+    uint32_t widened[ISA(BLOCK)], largest, smallest;
+    for (int64_t i = 0; i < n; i += ISA(BLOCK)) {
+        const int64_t here = bc_min(ISA(BLOCK), n - i);
+        const uint8_t *block = (const uint8_t *)data + i * from_size;
+        uint8_t *result = (uint8_t *)out + i * to_size;
+        ISA(extrema)(block, from, here, &largest, &smallest);
+        if (largest >= limit)
+            return i;
+        if (from == to) {
+            memcpy(result, block, here * to_size);
+            continue;
+        }
+        if (from == BC_BF16) {
+            ISA(widen_bf16)((const uint16_t *)block, here, widened);
+        } else if (from == BC_F16) {
+            ISA(widen_f16)((const uint16_t *)block, here, widened);
+            ISA(scale_f16)(widened, here);
+        }
+        const uint32_t *w = from == BC_F32 ? (const uint32_t *)block : widened;
+        if (to == BC_F32)
+            memcpy(result, w, here * 4);
+        else if (to == BC_BF16)
+            ISA(narrow_bf16)(w, here, (uint16_t *)result);
+        else
+            ISA(narrow_f16)(w, here, (uint16_t *)result);
+    }
+    return n;
 }
 
 /* codes trit + 1 of n columns of a row, from column k on; *bad becomes non-zero when there is a code 3 */

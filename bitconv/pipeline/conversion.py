@@ -15,13 +15,14 @@ from bitconv.errors import FormatError
 from bitconv.formats.checkpoint import Checkpoint, TensorEntry, to_float32
 from bitconv.formats.gguf_writer import GgufWriter
 from bitconv.models.hf_config import CheckpointSettings, WeightForm
-from bitconv.pipeline.linear_job import LinearJob
+from bitconv.pipeline.linear_job import LinearJob, read_piece
 from bitconv.pipeline.linears import chunk_bounds
+from bitconv.pipeline.native import convert_dense
 from bitconv.pipeline.plan import Plan, PlannedTensor, naming
 from bitconv.pipeline.report import Notes, TensorReport
 from bitconv.pipeline.ternarity import not_ternary, refusal
 from bitconv.pipeline.workers import Progress, Task, in_order
-from bitconv.tensor_types import tensor_type
+from bitconv.tensor_types import TensorType, tensor_type
 from bitconv.tensor_types.stored import companion_name
 
 BUDGET = 16 << 20  # bytes of results that wait for their turn, unless a single one is larger
@@ -140,13 +141,11 @@ class Conversion:
 
     def _dense(self, tensor: PlannedTensor, source: TensorEntry, start: int, stop: int) -> _Piece:
         with naming(source):
-            storage = self._checkpoint.read(source.name, start, stop - start)
+            storage = read_piece(self._checkpoint, source, start, stop)
             self._progress.count(storage.nbytes)
-            values = to_float32(storage, source.dtype)
-            if not np.isfinite(values).all():
-                bad = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
-                raise FormatError(f"value {values[tuple(bad)]} at {[bad[0] + start, *bad[1:]]} is not finite")
-            data = tensor.type.pack_rows(values)
+            data = convert_dense(storage, source.dtype, tensor.type)
+            if data is None:
+                data = _dense_by_numpy(storage, source.dtype, tensor.type, start)
         return _Piece(tensor, data, stop == tensor.shape[0])
 
     def _report(self, tensor: PlannedTensor) -> TensorReport:
@@ -189,6 +188,16 @@ class Conversion:
 
 def _computed(tensor: PlannedTensor) -> _Piece:
     return _Piece(tensor, tensor.type.pack(np.asarray(tensor.values)), True)
+
+
+def _dense_by_numpy(storage: np.ndarray, dtype: str, kind: TensorType, start: int) -> np.ndarray:
+    """Return rows from `start` on in a dense type; FormatError or UnsupportedError says which value is wrong."""
+    values = to_float32(storage, dtype)
+    if not np.isfinite(values).all():
+        bad = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
+        raise FormatError(f"value {values[tuple(bad)]} at {[bad[0] + start, *bad[1:]]} is not finite")
+    packed = kind.pack_rows(values)
+    return packed.copy() if np.shares_memory(packed, storage) else packed
 
 
 def _run_piece(tensor: PlannedTensor, task: Task, last: bool) -> _Piece:

@@ -1,7 +1,7 @@
 """The packing kernels as the conversion sees them: statistics and packing of stored weights, exact and without the GIL.
 
-What they compute is defined by tensor_types/: WeightStatistics, absmean_rounding, signs, unpack_hf and the pack of
-each type. A ternary type without kernels is packed by its own pack_into.
+What they compute is defined by tensor_types/: WeightStatistics, absmean_rounding, signs, unpack_hf, dense.py and the
+pack of each ternary type. A ternary type without kernels is packed by its own pack_into.
 """
 
 from __future__ import annotations
@@ -99,6 +99,21 @@ def _magnitude(bits: int, dtype: str) -> np.ndarray:
     if dtype == "F16":
         return np.array([bits], np.uint16).view(np.float16).astype(np.float32)
     return np.array([bits << 16 if dtype == "BF16" else bits], np.uint32).view(np.float32)
+
+
+def convert_dense(storage: np.ndarray, dtype: str, kind: TensorType) -> np.ndarray | None:
+    """Return stored weights in a dense type, uint8 [nbytes], as to_float32 and its pack_rows give them.
+
+    None when there are no kernels for the pair, or a weight is not finite or too large: pack_rows then says so.
+    """
+    from bitconv import _kernels
+
+    if dtype not in _TYPE_IDS or kind.gguf_id not in _kernels.DENSE_TYPES:
+        return None
+    out = np.empty(kind.nbytes(1, storage.size), np.uint8)
+    data = np.ascontiguousarray(storage).reshape(-1).view(np.uint8)
+    done = _kernels.convert_dense(out, kind.gguf_id, data, _TYPE_IDS[dtype], _packer())
+    return out if done == storage.size else None
 
 
 def can_pack(kind: TensorType) -> bool:
