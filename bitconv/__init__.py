@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bitconv.packing import pack, unpack
     from bitconv.pipeline.convert import ConvertReport, convert
     from bitconv.pipeline.quantize import QuantizeReport, quantize
+    from bitconv.pipeline.verify import VerifyReport, verify
     from bitconv.runtime.model import Context, Model, load
     from bitconv.runtime.perplexity import Perplexity, perplexity
 
@@ -22,6 +23,8 @@ _HOMES = {
     "ConvertReport": "bitconv.pipeline.convert",
     "quantize": "bitconv.pipeline.quantize",
     "QuantizeReport": "bitconv.pipeline.quantize",
+    "verify": "bitconv.pipeline.verify",
+    "VerifyReport": "bitconv.pipeline.verify",
     "load": "bitconv.runtime.model",
     "Model": "bitconv.runtime.model",
     "Context": "bitconv.runtime.model",
@@ -32,8 +35,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "ConvertReport", "Context", "Model", "Perplexity", "QuantizeReport", "convert", "load", "pack", "perplexity",
-    "quantize", "unpack", "__version__",
+    "ConvertReport", "Context", "Model", "Perplexity", "QuantizeReport", "VerifyReport", "convert", "load", "pack",
+    "perplexity", "quantize", "unpack", "verify", "__version__",
 ]  # fmt: skip
 
 

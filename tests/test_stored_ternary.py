@@ -18,39 +18,12 @@ from bitconv.tensor_types.i2_s import LAYOUTS
 from bitconv.tensor_types.stored import companion_name, stored_ternary
 from bitconv.tensor_types.tiles import Tile
 from tests.paths import SHARED
+from tests.ternary_files import TERNARY, Tensor, packed, random_trits, scalar, write_tensors
 
 NAME = "blk.0.attn_q.weight"
-Tensor = tuple[str, tuple[int, ...], np.ndarray]
 
 
-def random_trits(rows: int, cols: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(-1, 2, (rows, cols), dtype=np.int8)
-
-
-def write_tensors(
-    path: Path, tensors: dict[str, Tensor], keys: dict[str, str] | None = None
-) -> Path:
-    """A file of (type, shape, bytes) by name, with these string keys; the bytes may be wrong in anything but number."""
-    with GgufWriter(path, "llama") as writer:
-        for key, value in (keys or {}).items():
-            writer.add(key, value, "str")
-        for name, (kind, shape, _) in tensors.items():
-            writer.declare(name, shape, tensor_type(kind).gguf_id)
-        for name, (_, _, data) in tensors.items():
-            writer.write(name, data)
-        writer.finish()
-    return path
-
-
-def packed(kind: str, trits: np.ndarray, scale: float, tile: Tile | None = None) -> Tensor:
-    return kind, trits.shape, tensor_type(kind).pack(trits, scale, tile)
-
-
-def scalar(value: float) -> Tensor:
-    return "F32", (1,), np.array([value], "<f4").view(np.uint8)
-
-
-@pytest.mark.parametrize("kind", ["I2_S", "TL1", "TL2", "TQ1_0", "TQ2_0"])
+@pytest.mark.parametrize("kind", TERNARY)
 @pytest.mark.parametrize("scale", [0.5, 0.1])
 def test_reads_back_what_every_type_packed(tmp_path: Path, kind: str, scale: float) -> None:
     trits, scale = random_trits(1536, 1536), float(np.float32(scale))  # a shape whose tiles need no metadata

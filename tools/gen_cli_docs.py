@@ -31,7 +31,9 @@ JSON = """\
 |---|---|
 | `run` | `text` (generated, without the prompt), `tokens` (their ids), `finish_reason` (`stop`, `length`, `cancelled`), `prompt_tokens`, `seed`, `timings` (`load_seconds`, `prompt_tokens`, `prompt_seconds`, `prompt_tokens_per_second`, `decode_tokens`, `decode_seconds`, `decode_tokens_per_second`) |
 | `perplexity` | `perplexity`, `stderr`, `tokens` (scored), `chunks`, `ctx` |
-| `inspect` | `path`, `file_bytes`, `version`, `alignment`, `file_type`, `problem` (why it cannot run, or null), `metadata` (key: `type`, `value`; long arrays as `length` and `first`), `tokenizer`, `types`; with `--tensors` also `tensors` |
+| `inspect` | `path`, `file_bytes`, `version`, `alignment`, `file_type`, `problem` (why it cannot run, or null), `metadata` (key: `type`, `value`; long arrays as `length` and `first`), `tokenizer`, `types` (with `kernels`, those for single tokens and for prompts), `isa`, `memory` (`context`, `tensors`, `keys_and_values`, `rotary`, `total` in bytes; null for a file that is no model); with `--tensors` also `tensors` (`scale` and the shares `negative`, `zero`, `positive` of ternary ones, or a `note`) |
+| `quantize` | `path`, `source`, `type`, `tensors` (`name`, `type`, `source_type`, `shape`, `nbytes`, `multiplier`, `density`), `bytes_in`, `bytes_out`, `seconds`, `warnings` |
+| `verify` | `a`, `b`, `ok`, `sound` (no defect), `equal` (null without B), `only_rounding` (only multipliers rounded to their type differ), `tensors` (`name`, `type`, `other_type`, `shape`, `nbytes`, `result`, `message`, `multiplier`, the counts `negative`, `zero`, `positive`; `differing`, `row`, `col` of the first difference), `problems`, `warnings`, `seconds`. `result` is `sound`, `unknown`, `malformed` or `unsupported`; with B `same`, `rounded`, `different` or `missing` |
 | `convert` | `path`, `type`, `weight_form`, `hyperparameters`, `tensors`, `bytes_in`, `bytes_out`, `seconds`, `ignored_keys`, `warnings` |
 """  # noqa: E501  a table row is one line
 

@@ -26,7 +26,9 @@ from bitconv.errors import (
     UnsupportedError,
 )
 
-COMMANDS = ("convert", "run", "chat", "inspect", "perplexity", "bench", "tokenize", "doctor", "demo")
+COMMANDS = (
+    "convert", "quantize", "verify", "run", "chat", "inspect", "perplexity", "bench", "tokenize", "doctor", "demo",
+)  # fmt: skip
 """In the order of the help page. Command NAME is the object `NAME` of the module bitconv.cli.NAME."""
 
 INTERRUPTED, CLOSED_PIPE = 130, 141

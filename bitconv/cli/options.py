@@ -29,6 +29,19 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
+layout_options = stack(
+    click.option(
+        "--kernel-config",
+        metavar="SPEC",
+        help="Tiles of TL1 and TL2 that the file does not state: tl1:M,K,BM,BK,bm;... or tl2:M,K,BM,BK;...",
+    ),
+    click.option(
+        "--i2s-layout",
+        type=click.Choice(["x86-128", "arm64", "x4"]),
+        help="Layout of I2_S in a file that does not state it; default: x86-128.",
+    ),
+)
+
 model_options = stack(
     click.option(
         "-t",

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bitconv.errors import BitconvError
+from bitconv.errors import BitconvError, BitconvWarning
 from bitconv.formats.ggml_types import file_type_name
-from bitconv.formats.gguf import GgufFile, open_gguf
+from bitconv.formats.gguf import GgufFile, TensorInfo, open_gguf
 from bitconv.formats.vocabulary import TokenType, Vocabulary, read_vocabulary
+from bitconv.models import Hyperparameters, gguf_tensor_names, read_gguf
+from bitconv.models.dead_channels import layout_doubt
+from bitconv.pipeline.gguf_linears import GgufLinears
+from bitconv.tensor_types import tensor_type
+from bitconv.tensor_types.stored import companion_scale, ternary_type
 
 SHOWN_ITEMS = 6
 SHOWN_LETTERS = 160
+_COUNTED = 1 << 30  # weights of the largest matrix whose weights are counted; real ones are far smaller
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One line of the tensor table; shape is (rows, cols), offset counts from the start of the file."""
+    """One line of the tensor table; shape is (rows, cols), offset counts from the start of the file.
+
+    scale: the multiplier of a ternary matrix, its companion included. negative, zero, positive: shares of its
+    weights, 0 to 1. note: why they are not known.
+    """
 
     name: str
     type: str
@@ -29,17 +42,44 @@ class TensorRow:
     offset: int
     bytes: int
     bits_per_weight: float
+    scale: float | None = None
+    negative: float | None = None
+    zero: float | None = None
+    positive: float | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
 class TypeRow:
-    """All tensors of one type together."""
+    """All tensors of one type together.
+
+    kernels: the C functions that run a ternary type here, for single tokens and for prompts; () for other types.
+    """
 
     type: str
     tensors: int
     weights: int
     bytes: int
     bits_per_weight: float
+    kernels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that running takes: tensors, which stay in the mapped file, and keys and values of `context` positions.
+
+    rotary: the table of sines and cosines. Scratch memory, at most 128 MiB, comes on top.
+    """
+
+    context: int
+    tensors: int
+    keys_and_values: int
+    rotary: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.tensors + self.keys_and_values + self.rotary
 
 
 @dataclass(frozen=True)
@@ -47,6 +87,7 @@ class Inspection:
     """A GGUF file, described. `problem` says why the runtime cannot execute it, or is None.
 
     metadata: key -> (type, value), long values shortened. tokenizer: facts, or {} where the file has none.
+    memory: None for a file that is no model of a known architecture. isa: instruction set of the kernels.
     """
 
     path: str
@@ -59,31 +100,118 @@ class Inspection:
     tokenizer: Mapping[str, Any]
     types: Sequence[TypeRow]
     tensors: Sequence[TensorRow]
+    isa: str
+    memory: Memory | None
 
 
-def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Describe a GGUF file; InputError, FormatError or UnsupportedError when its header cannot be read."""
+def inspect(
+    path: str | os.PathLike[str],
+    *,
+    count_weights: bool = False,
+    context: int | None = None,
+    isa: str | None = None,
+    kernel_config: str | None = None,
+    i2s_layout: str | None = None,
+    progress: Progress | None = None,
+) -> Inspection:
+    """Describe a GGUF file; InputError, FormatError or UnsupportedError when its header cannot be read.
+
+    count_weights: read every ternary matrix, for its scale and the shares of its weights. context: positions that
+    memory is computed for; default: what the model was trained for. isa: whose kernels to name; default: the best.
+    kernel_config, i2s_layout: for files that do not state them. progress(done, total): bytes of tensors.
+    """
+    from bitconv import _kernels
+
+    isa = isa or _kernels.isas()[0]
     with open_gguf(path) as gguf:
         tokenizer, tokenizer_problem = _tokenizer(gguf)
         type_names = {info.type_name for info in gguf.tensors.values()}
         file_type = gguf.metadata.get("general.file_type")
+        linears = GgufLinears(gguf, kernel_config=kernel_config, i2s_layout=i2s_layout)
+        hp, problem = _model(gguf, linears)
+        doubt = layout_doubt(gguf, linears.stored.layout) if count_weights else None
+        if doubt:
+            warnings.warn(doubt, BitconvWarning, stacklevel=2)
+        census = _Census(gguf, linears, progress)
         return Inspection(
             path=str(gguf.path),
             file_bytes=gguf.size,
             version=gguf.version,
             alignment=gguf.alignment,
             file_type=file_type_name(file_type, type_names) if type(file_type) is int else None,
-            problem=_problem(gguf) or tokenizer_problem,
+            problem=problem or tokenizer_problem,
             metadata={key: (gguf.metadata_types[key], shorten(gguf.metadata[key])) for key in gguf.metadata},
             tokenizer=tokenizer,
-            types=_type_rows(gguf),
-            tensors=[
-                TensorRow(
-                    i.name, i.type_name, i.shape, i.offset, i.nbytes, _bits(i.nbytes, math.prod(i.shape))
-                )
-                for i in gguf.tensors.values()
-            ],
+            types=_type_rows(gguf, isa),
+            tensors=[census.row(i) if count_weights else _row(i) for i in gguf.tensors.values()],
+            isa=isa,
+            memory=None if hp is None else memory(gguf, hp, context),
         )
+
+
+def memory(gguf: GgufFile, hp: Hyperparameters, context: int | None = None) -> Memory:
+    """Return what running a model takes, with keys and values in float16."""
+    from bitconv import _kernels
+
+    n = hp.context if context is None else context
+    padded = -(-n // _kernels.KEYS) * _kernels.KEYS
+    value_width = -(-hp.head_dim // 16) * 16
+    cache = padded * hp.n_layers * hp.n_kv_heads * (hp.head_dim + value_width) * 2
+    return Memory(n, sum(info.nbytes for info in gguf.tensors.values()), cache, n * hp.head_dim * 4)
+
+
+def _row(info: TensorInfo, **census: Any) -> TensorRow:
+    bits = _bits(info.nbytes, math.prod(info.shape))
+    return TensorRow(info.name, info.type_name, info.shape, info.offset, info.nbytes, bits, **census)
+
+
+class _Census:
+    """Counts the weights of ternary matrices; what cannot be counted gets a note instead."""
+
+    def __init__(self, gguf: GgufFile, linears: GgufLinears, progress: Progress | None) -> None:
+        self._gguf, self._linears, self._progress = gguf, linears, progress
+        self._names = {*linears.packed, *linears.dense}
+        self._done, self._total = 0, sum(info.nbytes for info in gguf.tensors.values())
+
+    def row(self, info: TensorInfo) -> TensorRow:
+        """Return the line of one tensor."""
+        census: dict[str, Any] = {}
+        if info.name in self._names:
+            try:
+                census = self._count(info)
+            except BitconvError as error:
+                census = {"scale": self._scale(info), "note": str(error).splitlines()[0]}
+        self._done += info.nbytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+        return _row(info, **census)
+
+    def _count(self, info: TensorInfo) -> dict[str, Any]:
+        scale = self._linears.multiplier(info.name)
+        if scale is None:
+            return {"note": "not ternary"}
+        weights = math.prod(info.shape)
+        if weights > _COUNTED:
+            return {"scale": scale, "note": "too large to count"}
+        trits = self._linears.trits(info.name)
+        nonzero, total = int(np.count_nonzero(trits)), int(trits.sum(dtype=np.int64))
+        self._gguf.release(info.name)
+        return {
+            "scale": scale, "negative": (nonzero - total) // 2 / weights, "zero": (weights - nonzero) / weights,
+            "positive": (nonzero + total) // 2 / weights,
+        }  # fmt: skip
+
+    def _scale(self, info: TensorInfo) -> float | None:
+        """Return the multiplier alone, which needs neither tiles nor layout; None where it is damaged."""
+        kind = ternary_type(info)
+        if kind is None or len(info.shape) != 2:
+            return None
+        try:
+            scale = kind.read_scale(self._gguf.data(info.name), *info.shape)
+            scale *= companion_scale(self._gguf, info.name) or 1
+        except BitconvError:
+            return None
+        return scale if math.isfinite(scale) else None
 
 
 def metadata_value(path: str | os.PathLike[str], key: str) -> Any:
@@ -128,27 +256,31 @@ def _bits(nbytes: int, weights: int) -> float:
     return nbytes * 8 / weights
 
 
-def _type_rows(gguf: GgufFile) -> list[TypeRow]:
+def _type_rows(gguf: GgufFile, isa: str) -> list[TypeRow]:
+    from bitconv import _kernels
+
     groups: dict[str, tuple[int, int, int]] = {}
+    kernels: dict[str, tuple[str, ...]] = {}
     for info in gguf.tensors.values():
         count, weights, nbytes = groups.get(info.type_name, (0, 0, 0))
         groups[info.type_name] = count + 1, weights + math.prod(info.shape), nbytes + info.nbytes
-    return [TypeRow(name, n, w, b, _bits(b, w)) for name, (n, w, b) in groups.items()]
+        kernels[info.type_name] = _kernels.kernel_names(isa, info.type_id) if ternary_type(info) else ()
+    return [TypeRow(name, n, w, b, _bits(b, w), kernels[name]) for name, (n, w, b) in groups.items()]
 
 
-def _problem(gguf: GgufFile) -> str | None:
-    from bitconv.models import gguf_tensor_names, read_gguf
-    from bitconv.tensor_types import tensor_type
-
+def _model(gguf: GgufFile, linears: GgufLinears) -> tuple[Hyperparameters | None, str | None]:
+    """Return the hyperparameters, and why the runtime cannot execute the file; either may be None."""
+    hp = None
     try:
-        hyperparameters = read_gguf(gguf)
-        for name in gguf_tensor_names(hyperparameters):
+        hp = read_gguf(gguf)
+        for name in gguf_tensor_names(hp):
             info = gguf.tensors[name]
-            if tensor_type(info.type_name if info.type_id == 39 else info.type_id).kernel is None:
-                return f"tensor {name} is {info.type_name}, which cannot be run yet"
+            if tensor_type(info.type_name).kernel is None:
+                return hp, f"tensor {name} is {info.type_name}, which cannot be run"
+            linears.stored.tiles(name)
     except BitconvError as error:
-        return str(error).splitlines()[0]
-    return None
+        return hp, str(error).splitlines()[0]
+    return hp, None
 
 
 def _tokenizer(gguf: GgufFile) -> tuple[dict[str, Any], str | None]:

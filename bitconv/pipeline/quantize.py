@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from bitconv.formats.gguf_writer import GgufWriter
 from bitconv.pipeline.gguf_linears import GgufLinears
 from bitconv.pipeline.quantize_plan import Job, Planner, Step, Wanted
 from bitconv.pipeline.report import Notes
+from bitconv.pipeline.workers import Progress, Task, default_threads, in_order
 from bitconv.tensor_types import TensorType, tensor_types
 from bitconv.tensor_types.stored import LAYOUT_KEY
 from bitconv.tensor_types.tiles import METADATA_KEYS
-
-Progress = Callable[[int, int], None]
 
 VERSION_KEY = "bitconv.version"
 BITS_KEY = "bitconv.activation_bits"
@@ -79,7 +78,7 @@ def quantize(
     tq_scale: str = "exact",
     overwrite: bool = False,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> QuantizeReport:
     """Rewrite the ternary matrices of a GGUF file in another tensor type, exactly.
 
@@ -91,7 +90,7 @@ def quantize(
         what a file of the very type already holds otherwise stays as it is.
     kernel_config: tiles to write, and to read a file with that does not state its own. i2s_layout: of src, where it
         is not x86-128. tq_scale: "exact", or "f16" to round the multipliers of TQ1_0 and TQ2_0.
-    threads: default as many as cores may be used. progress(done, total): bytes read, dense linears counted twice.
+    threads: default as convert. progress(done, total): bytes read, dense linears counted twice.
     Keys and all other tensors are carried over. The file appears under its name when it is whole; nothing is left
     behind by an error. Raises InputError, FormatError, UnsupportedError, ResourceError as errors.py describes them.
     """
@@ -103,16 +102,17 @@ def quantize(
         path = output_path(Path(src), dst, wanted.linear)
         linears = GgufLinears(gguf, kernel_config=wanted.config_to_read(gguf), i2s_layout=i2s_layout)
         notes = Notes()
-        run = _Run(gguf, linears, progress)
+        surveyed = [gguf.tensors[name] for name in linears.dense]
+        counted = Progress(sum(info.nbytes for info in (*surveyed, *gguf.tensors.values())), progress)
         with GgufWriter(path, gguf.get("general.architecture", str), overwrite=overwrite) as writer:
-            planner = Planner(gguf, linears, wanted, notes, run.count)
+            planner = Planner(gguf, linears, wanted, notes, counted)
             steps = planner.plan()
             eight_bits = not wanted.linear.ternary and (bool(linears.packed) or BITS_KEY in gguf.metadata)
-            for key, value, kind in _metadata(gguf, wanted.linear, planner.layout(), eight_bits):
+            for key, value, kind in _metadata(gguf, planner.file_type(), planner.layout(), eight_bits):
                 writer.add(key, value, kind)
             for step in steps:
                 writer.declare(step.name, step.shape, step.type_id)
-            rows = tuple(run.write(writer, steps, threads or len(os.sched_getaffinity(0))))
+            rows = tuple(_write(writer, gguf, steps, threads or default_threads(), counted))
             writer.finish()
         return QuantizeReport(
             path, Path(src), wanted.linear.name, rows, gguf.size, path.stat().st_size,
@@ -131,69 +131,43 @@ def output_path(src: Path, dst: str | os.PathLike[str] | None, kind: TensorType)
 
 
 def _metadata(
-    gguf: GgufFile, kind: TensorType, layout: Mapping[str, str], eight_bits: bool
+    gguf: GgufFile, file_type: int, layout: Mapping[str, str], eight_bits: bool
 ) -> Iterator[tuple[str, Any, str]]:
     """Yield (key, value, value type) of the output: those of the source in its order, our own where ours are."""
     own: list[tuple[str, Any, str]] = [(VERSION_KEY, bitconv.__version__, "str")]
     own += [(key, text, "str") for key, text in layout.items()]
     own += [(BITS_KEY, 8, "u32")] if eight_bits else []
-    file_type = FILE_TYPE_KEY, kind.file_type, "u32"
     for key, value_type in gguf.metadata_types.items():
         if key == VERSION_KEY:
             yield from own
         elif key == FILE_TYPE_KEY:
-            yield file_type
+            yield FILE_TYPE_KEY, file_type, "u32"
         elif key not in _OWN_KEYS and key not in _NOT_CARRIED:
             yield key, gguf.metadata[key], value_type
     if FILE_TYPE_KEY not in gguf.metadata:
-        yield file_type
+        yield FILE_TYPE_KEY, file_type, "u32"
     if VERSION_KEY not in gguf.metadata:
         yield from own
 
 
-class _Run:
-    """Makes and writes the tensors in order; several are made at once, but never many weights."""
+def _write(
+    writer: GgufWriter, gguf: GgufFile, steps: list[Step], threads: int, progress: Progress
+) -> Iterator[QuantizedTensor]:
+    """Make and write every tensor in order; yield what became of each."""
 
-    def __init__(self, gguf: GgufFile, linears: GgufLinears, progress: Progress | None) -> None:
-        self._gguf, self._progress = gguf, progress
-        self._done = 0
-        surveyed = sum(gguf.tensors[name].nbytes for name in linears.dense)
-        self._total = surveyed + sum(info.nbytes for info in gguf.tensors.values())
+    def run(step: Step, job: Job) -> tuple[Step, Job, np.ndarray]:
+        data = job.run()
+        progress.count(job.nbytes_in)
+        return step, job, data
 
-    def count(self, nbytes: int) -> None:
-        """Add to the progress."""
-        self._done += nbytes
-        if self._progress is not None:
-            self._progress(self._done, self._total)
-
-    def write(self, writer: GgufWriter, steps: list[Step], threads: int) -> Iterator[QuantizedTensor]:
-        """Write every tensor; yield what became of each."""
-        waiting: deque[tuple[Step, Job, Future[np.ndarray]]] = deque()
-        in_work = 0
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                for step in steps:
-                    for job in step.jobs():
-                        while waiting and (in_work + job.weights > _AHEAD or len(waiting) > 4 * threads):
-                            in_work -= waiting[0][1].weights
-                            yield from self._write_one(writer, *waiting.popleft())
-                        in_work += job.weights
-                        waiting.append((step, job, pool.submit(job.run)))
-                while waiting:
-                    yield from self._write_one(writer, *waiting.popleft())
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-
-    def _write_one(
-        self, writer: GgufWriter, step: Step, job: Job, made: Future[np.ndarray]
-    ) -> Iterator[QuantizedTensor]:
-        writer.write(step.name, made.result())
-        self.count(job.nbytes_in)
-        if not job.last:
-            return
-        self._gguf.release(step.source.name)
-        density = None if step.nonzero is None else step.nonzero / step.weights
-        yield QuantizedTensor(
-            step.name, step.type_name, step.source.type_name, step.shape, step.nbytes, step.multiplier, density
-        )
+    tasks = (Task(partial(run, step, job), job.weights) for step in steps for job in step.jobs())
+    results = in_order(tasks, threads=threads, budget=_AHEAD, progress=progress)
+    with contextlib.closing(results):  # type: ignore[type-var]
+        for step, job, data in results:
+            writer.write(step.name, data)
+            if job.last:
+                gguf.release(step.source.name)
+                density = None if step.nonzero is None else step.nonzero / step.weights
+                yield QuantizedTensor(
+                    step.name, step.type_name, step.source.type_name, step.shape, step.nbytes, step.multiplier, density
+                )

@@ -19,11 +19,13 @@ from bitconv.pipeline.choice import (
     choose,
     choose_dense,
     describe_fallback,
+    file_type,
     layout_metadata,
     stored_scale,
 )
-from bitconv.pipeline.gguf_linears import STORAGE, Count, GgufLinears, pieces
+from bitconv.pipeline.gguf_linears import STORAGE, GgufLinears, pieces
 from bitconv.pipeline.report import Notes
+from bitconv.pipeline.workers import Progress
 from bitconv.tensor_types import TensorType, tensor_type, tensor_types
 from bitconv.tensor_types.stored import companion_name, naming, ternary_type
 from bitconv.tensor_types.tiles import METADATA_KEYS, Shape, Tile, format_kernel_config, parse_kernel_config
@@ -120,10 +122,10 @@ class Step:
 
 
 class Planner:
-    """Plans the steps of one file. count is told the bytes of the dense linears, which are read for it."""
+    """Plans the steps of one file. progress: counts the bytes of the dense linears, which are read for it."""
 
-    def __init__(self, gguf: GgufFile, linears: GgufLinears, wanted: Wanted, notes: Notes, count: Count) -> None:
-        self.gguf, self.linears, self.wanted, self.notes, self._count = gguf, linears, wanted, notes, count
+    def __init__(self, gguf: GgufFile, linears: GgufLinears, wanted: Wanted, notes: Notes, progress: Progress) -> None:
+        self.gguf, self.linears, self.wanted, self.notes, self._progress = gguf, linears, wanted, notes, progress
         self.steps: list[Step] = []
         self._rounded: list[str] = []
         self._f32 = tensor_type("F32")
@@ -153,6 +155,12 @@ class Planner:
         ternary = [step for step in self.steps if step.type is not None and step.type.ternary]
         return layout_metadata((step.type, *step.shape, step.tile) for step in ternary)  # type: ignore[misc]
 
+    def file_type(self) -> int:
+        """Return the value of `general.file_type` of the output."""
+        linears = {*self.linears.packed, *self.linears.dense}
+        kinds = [step.type or tensor_type(step.source.type_name) for step in self.steps if step.name in linears]
+        return file_type(self.wanted.linear, kinds)
+
     def _multipliers(self) -> dict[str, float]:
         """Return the multiplier of every linear that gets a new form; refuse what is not ternary."""
         linears, wanted = self.linears, self.wanted.linear
@@ -166,7 +174,9 @@ class Planner:
         if not linears.packed and not linears.dense:
             raise UnsupportedError(f"{self.gguf.path}: holds no ternary matrices, such as blk.0.attn_q.weight")
         found = {name: linears.multiplier(name) for name in linears.packed}
-        found |= {name: linears.multiplier(name, self._count) for name in recoded}
+        for name in recoded:
+            found[name] = linears.multiplier(name, self._progress.count)
+            self._progress.tell()
         dense = [name for name, multiplier in found.items() if multiplier is None]
         if dense:
             more = f" and {len(dense) - _SHOWN} more" if len(dense) > _SHOWN else ""

@@ -16,7 +16,7 @@ import numpy as np
 from bitconv.errors import BitconvError, FormatError, InputError, UnsupportedError
 from bitconv.tensor_types import TensorType, tensor_types
 from bitconv.tensor_types.i2_s import LAYOUTS
-from bitconv.tensor_types.tiles import METADATA_KEYS, Shape, Tile, Tiles, parse_kernel_config, tiles_of_file
+from bitconv.tensor_types.tiles import METADATA_KEYS, Tile, Tiles, parse_kernel_config, tiles_of_file
 
 if TYPE_CHECKING:
     from bitconv.formats.gguf import GgufFile, TensorInfo
@@ -74,7 +74,7 @@ class StoredTernary:
                 raise FormatError(f"{info.type_name} {list(info.shape)} is not a ternary matrix")
             kind = LAYOUTS[self.layout] if kind.name == "I2_S" else kind
             rows, cols = info.shape
-        tiles = NO_TILES if kind.default_tile is None else self._tile(kind.name, (rows, cols))
+        tiles = self.tiles(name)
         with naming(self._gguf, name):
             reason = kind.illegal(rows, cols) if tiles == NO_TILES else None
             if reason:
@@ -83,7 +83,18 @@ class StoredTernary:
             scale = _product(kind.read_scale(data, rows, cols), companion_scale(self._gguf, name))
         return Stored(kind, tiles, scale, data)
 
-    def _tile(self, kind: str, shape: Shape) -> tuple[int, int, int]:
+    def tiles(self, name: str) -> tuple[int, int, int]:
+        """Return (BM, BK, bm) of a tensor of TL1 or TL2, zeros for one of another type.
+
+        FormatError for wrong metadata. UnsupportedError where nothing is known, with the kernel config to try.
+        """
+        info = self._gguf.tensors[name]
+        if info.type_name not in METADATA_KEYS or len(info.shape) != 2:
+            return NO_TILES
+        rows, cols, step = self._of_type(info.type_name)[info.shape]
+        return rows, cols, step
+
+    def _of_type(self, kind: str) -> Tiles:
         """All shapes at once, so that an error proposes the kernel config of the whole file."""
         if kind not in self._tiles:
             gguf = self._gguf
@@ -92,8 +103,7 @@ class StoredTernary:
             if stored is not None and len(stored) > _LONGEST_CONFIG:
                 raise FormatError(f"{gguf.path}: {METADATA_KEYS[kind]} has {len(stored)} characters")
             self._tiles[kind] = tiles_of_file(kind, shapes, stored, self._given.get(kind), str(gguf.path))
-        rows, cols, step = self._tiles[kind][shape]
-        return rows, cols, step
+        return self._tiles[kind]
 
 
 def stored_ternary(
