@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import bitconv
 from bitconv.errors import BitconvError, BitconvWarning, FormatError, InputError, UnsupportedError
 from bitconv.formats.gguf import open_gguf
+from bitconv.pipeline.compare import GgufModel, Ternary
 from bitconv.tensor_types import tensor_type
 from bitconv.tensor_types.stored import companion_name
 from bitconv.tensor_types.tiles import Tile
@@ -356,6 +357,27 @@ def test_command_line(model: Path, tmp_path: Path, cli: Any) -> None:
     seen: list[tuple[int, int]] = []
     bitconv.verify(path, progress=lambda *now: seen.append(now))
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > 0
+
+
+def test_convert_verifies_what_it_wrote(
+    model: Path, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(name: str, *options: str) -> Any:
+        return cli("convert", model / "model", "-o", tmp_path / name, "--verify", *options)
+
+    outcome = convert("a.gguf", "--type", "tl2")
+    assert outcome.code == 0 and f"same trits and multipliers as {model / 'model'}" in outcome.err
+    outcome = convert("b.gguf", "--type", "f16")
+    assert outcome.code == 0 and "only the multipliers of 14 tensors are rounded" in outcome.err
+    whole = GgufModel.ternary
+
+    def another(self: GgufModel, name: str) -> Ternary | None:
+        found = whole(self, name)
+        return found and Ternary(found.multiplier * 2, found.read)
+
+    monkeypatch.setattr(GgufModel, "ternary", another)
+    outcome = convert("c.gguf")
+    assert outcome.code == 1 and "14 of 24 tensors differ" in outcome.err
 
 
 def test_unsupported_and_malformed_have_their_own_exit_codes() -> None:

@@ -10,6 +10,7 @@ import click
 
 from bitconv.cli.options import json_option
 from bitconv.cli.state import State, state_options
+from bitconv.cli.verify import check_conversion
 
 
 class TensorTypeName(click.ParamType):
@@ -66,6 +67,7 @@ class TensorTypeName(click.ParamType):
 @click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt checkpoints, with torch's weights_only.")
 @click.option("--pre", metavar="NAME", help="Name of the pre-tokenizer, where it cannot be recognised.")
 @click.option("--no-hf-tokenizer", is_flag=True, help="Leave the whole tokenizer.json out of the file.")
+@click.option("--verify/--no-verify", default=False, help="Compare the file with SRC afterwards; default: no.")
 @json_option
 @state_options
 @click.pass_obj
@@ -82,6 +84,7 @@ def convert(
     allow_pickle: bool,
     pre: str | None,
     no_hf_tokenizer: bool,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Convert a Hugging Face BitNet checkpoint to GGUF.
@@ -106,6 +109,8 @@ def convert(
             threads=threads,
             progress=progress,
         )
+    if verify:
+        check_conversion(state, report.path, src, allow_pickle=allow_pickle)
     if report.ignored_keys:
         state.detail(f"keys of config.json that nothing depends on: {', '.join(report.ignored_keys)}")
     if as_json:

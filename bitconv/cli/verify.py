@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,7 +50,7 @@ def verify(
     report.raise_if_failed()
 
 
-def check_conversion(state: State, path: str, src: str, *, allow_pickle: bool = False) -> None:
+def check_conversion(state: State, path: Path, src: str, *, allow_pickle: bool = False) -> None:
     """Compare a file just converted with its checkpoint; rounding was asked for and is no difference here."""
     import bitconv
 
