@@ -44,9 +44,9 @@ def extension() -> Extension:
     if os.environ.get("BITCONV_DEV") == "1":
         compile_flags += ["-Wall", "-Wextra", "-Wno-unused-function", "-Wno-cast-function-type"]
     if os.environ.get("BITCONV_SANITIZE") == "1":
-        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
-        compile_flags += [*sanitizers, "-O1"]
-        link_flags += sanitizers[:1]
+        compile_flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        compile_flags += ["-fno-omit-frame-pointer", "-g", "-O1"]
+        link_flags += ["-fsanitize=address,undefined"]
     return Extension(
         "bitconv._kernels",
         ["bitconv/_kernels.pyx"],
