@@ -23,7 +23,7 @@ from bitconv.formats.gguf import open_gguf
 from bitconv.formats.gguf_writer import GgufWriter
 from bitconv.formats.hf_tokenizer import read_hf_tokenizer
 from bitconv.formats.pretokenizers import GPT_2, pre_tokenizer, pre_tokenizer_names
-from bitconv.formats.spm_model import read_spm_model
+from bitconv.formats.spm_model import _fields, _usual_piece, read_spm_model
 from bitconv.formats.tiktoken_ranks import read_tiktoken_ranks
 from bitconv.formats.vocabulary import TokenType, Vocabulary, read_vocabulary
 from bitconv.runtime.chat import render
@@ -621,3 +621,19 @@ def test_malformed_tokenizer_settings_are_format_errors(settings_file: dict[str,
 def test_names_and_aliases_of_pre_tokenizers() -> None:
     assert {"default", "gpt-2", "llama-bpe", "qwen2", "falcon", "falcon3", "falcon_e"} == set(pre_tokenizer_names())
     assert pre_tokenizer("llama-v3", "x") is pre_tokenizer("llama3", "x") is pre_tokenizer("llama-bpe", "x")
+
+
+@given(
+    text=st.binary(max_size=140), score=st.binary(min_size=3, max_size=5), kind=st.none() | st.integers(0, 300),
+    junk=st.sampled_from([b"", b"\x20\x01", b"\x15", b"\x0a"]), lead=st.sampled_from([b"", b"\x18\x01"]),
+)  # fmt: skip
+def test_pieces_of_the_usual_form_are_read_as_any_message_is(text, score, kind, junk, lead):
+    def varint(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value & 127 | 128, value >> 7])
+
+    number = b"" if kind is None else b"\x18" + varint(kind)
+    piece = lead + b"\x0a" + varint(len(text)) + text + b"\x15" + score + number + junk
+    found = _usual_piece(piece)
+    assert found is None or found == dict(_fields(piece, "test"))
+    if len(text) < 128 and len(score) == 4 and (kind or 0) < 128 and not lead + junk:
+        assert found is not None

@@ -47,7 +47,7 @@ class Conversion:
         self._tq_scale, self._threads = tq_scale, threads
         self.notes = Notes()
         self._progress = Progress(_bytes_to_read(plan), progress)
-        self._surveyed: dict[str, LinearJob] = {}
+        self._linears: dict[str, LinearJob] = {}
         self._inexact: list[str] = []
         self._rounded_again: list[str] = []
         for note in (*settings.notes, *plan.notes):
@@ -106,11 +106,11 @@ class Conversion:
 
     def _survey(self, tensors: Iterable[PlannedTensor]) -> list[LinearJob]:
         """Read linears for their statistics, those that were not yet."""
-        new = [self._linear(tensor) for tensor in tensors if tensor.name not in self._surveyed]
+        new = [self._linear(tensor) for tensor in tensors if tensor.name not in self._linears]
         for _ in self._run(task for job in new for task in job.survey_tasks()):
             pass
-        self._surveyed |= {job.tensor.name: job for job in new}
-        return [self._surveyed[tensor.name] for tensor in tensors]
+        self._linears |= {job.tensor.name: job for job in new}
+        return [self._linears[tensor.name] for tensor in tensors]
 
     def _linear(self, tensor: PlannedTensor) -> LinearJob:
         return LinearJob(self._checkpoint, tensor, self._settings.form, self._tq_scale, self._progress.count)
@@ -125,14 +125,12 @@ class Conversion:
                 yield from self._dense_tasks(tensor, tensor.source)
 
     def _linear_tasks(self, tensor: PlannedTensor) -> Iterator[Task]:
-        job = self._surveyed.get(tensor.name)
-        if job is None:
-            job = self._surveyed[tensor.name] = self._linear(tensor)
-            yield from job.survey_tasks()
-        tasks = list(job.pack_tasks())
+        surveyed = tensor.name in self._linears
+        job = self._linears[tensor.name] if surveyed else self._linear(tensor)
+        self._linears[tensor.name] = job
+        tasks = list(job.pack_tasks() if surveyed else job.tasks())
         for i, task in enumerate(tasks):
-            last = i == len(tasks) - 1
-            yield Task(partial(_run_piece, tensor, task, last), task.nbytes)
+            yield Task(partial(_run_piece, tensor, task, i == len(tasks) - 1), task.nbytes)
 
     def _dense_tasks(self, tensor: PlannedTensor, source: TensorEntry) -> Iterator[Task]:
         rows, cols = tensor.shape[0], math.prod(tensor.shape[1:])
@@ -153,7 +151,7 @@ class Conversion:
         plain = TensorReport(tensor.name, tensor.type.name, tensor.shape, tensor.nbytes, source)
         if not tensor.linear:
             return plain
-        job = self._surveyed.pop(tensor.name)
+        job = self._linears.pop(tensor.name)
         settled = job.settled()
         if settled.rounded_again:
             self._rounded_again.append(tensor.name)

@@ -19,9 +19,10 @@ from bitconv.pipeline.linears import Count, check_multiplier, check_statistics, 
 from bitconv.pipeline.native import Rounding, Survey, Target, can_pack, row_group
 from bitconv.pipeline.plan import PlannedTensor, naming, rotary_rows
 from bitconv.pipeline.workers import Task
-from bitconv.tensor_types.ternary import unpack_hf
+from bitconv.tensor_types.ternary import storage_dtype, unpack_hf
 
 PART_WEIGHTS = 1 << 23  # of one task: large matrices are shared out
+HELD_BYTES = 40 << 20  # of masters that a thread keeps between their survey and their packing
 
 _scratch = threading.local()
 
@@ -43,17 +44,22 @@ class Settled:
     inexact: bool = False
 
 
-def read_piece(checkpoint: Checkpoint, entry: TensorEntry, start: int, stop: int) -> np.ndarray:
-    """Read rows into memory of this thread that its next call uses again."""
-    nbytes = entry.nbytes // entry.shape[0] * (stop - start)
+def scratch(nbytes: int) -> np.ndarray:
+    """Return uint8 [nbytes] of this thread, whose memory its next call uses again."""
     buffer: np.ndarray | None = getattr(_scratch, "buffer", None)
     if buffer is None or buffer.size < nbytes:
         buffer = _scratch.buffer = np.empty(nbytes, np.uint8)
-    return checkpoint.read(entry.name, start, stop - start, into=buffer)
+    return buffer[:nbytes]
+
+
+def read_piece(checkpoint: Checkpoint, entry: TensorEntry, start: int, stop: int) -> np.ndarray:
+    """Read rows into scratch memory of this thread."""
+    into = scratch(entry.nbytes // entry.shape[0] * (stop - start))
+    return checkpoint.read(entry.name, start, stop - start, into=into)
 
 
 class LinearJob:
-    """The conversion of one linear. survey_tasks, where there are any, come before everything that needs `settled`.
+    """The conversion of one linear: `tasks`, or survey_tasks and, after them, pack_tasks.
 
     count: told the bytes that are read, on any thread.
     """
@@ -90,12 +96,18 @@ class LinearJob:
                 yield Task(partial(self._dense_part, start, stop), tensor.nbytes // tensor.rows * (stop - start))
             return
         out = np.empty(tensor.nbytes, np.uint8)
-        group = row_group(tensor.type, tensor.rows, tensor.cols, tensor.tile)
-        group = math.lcm(group, max(tensor.head_rows, 1))
-        for start, stop in linears.part_bounds(0, tensor.rows, tensor.cols, group, PART_WEIGHTS):
+        for start, stop in linears.part_bounds(0, tensor.rows, tensor.cols, self._group(), PART_WEIGHTS):
             # the last part results in all bytes: it may be done before the others, but results are taken in order
-            run = partial(self._ternary_part, out, group, start, stop)
+            run = partial(self._ternary_part, out, start, stop)
             yield Task(run, tensor.nbytes // tensor.rows * (stop - start))
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield what surveys and packs the matrix: in one go, reading it once, where it is small enough for that."""
+        if self.survey is not None and self.tensor.type.ternary and self.entry.nbytes <= HELD_BYTES:
+            yield Task(self._held_matrix, self.tensor.nbytes)
+            return
+        yield from self.survey_tasks()
+        yield from self.pack_tasks()
 
     @property
     def density(self) -> float:
@@ -115,18 +127,39 @@ class LinearJob:
                     self._settled = self._settle()
             return self._settled
 
+    def _group(self) -> int:
+        tensor = self.tensor
+        group = row_group(tensor.type, tensor.rows, tensor.cols, tensor.tile)
+        return math.lcm(group, max(tensor.head_rows, 1))
+
     def _survey_part(self, start: int, stop: int) -> None:
         try:
-            if self.survey is not None:
-                for first, last in _pieces(start, stop, self.tensor.cols):
-                    piece = read_piece(self._checkpoint, self.entry, first, last)
-                    self._count(piece.nbytes)
-                    self.survey.add(piece)
+            self._survey_rows(start, stop, None)
         finally:  # after an error too: nobody may wait for ever, and the first error of all is the one that is raised
             with self._lock:
                 self._parts_to_survey -= 1
                 if not self._parts_to_survey:
                     self._surveyed.set()
+
+    def _survey_rows(self, start: int, stop: int, held: np.ndarray | None) -> None:
+        """Look at rows as they are read, into their place in `held` (uint8, the whole matrix) or scratch memory."""
+        if self.survey is None:
+            return
+        width = self.entry.nbytes // self.tensor.rows
+        for first, last in _pieces(start, stop, self.tensor.cols):
+            into = scratch(width * (last - first)) if held is None else held[width * first : width * last]
+            piece = self._checkpoint.read(self.entry.name, first, last - first, into=into)
+            if held is not None and not np.may_share_memory(piece, held):
+                into[:] = piece.reshape(-1).view(np.uint8)
+            self._count(piece.nbytes)
+            self.survey.add(piece)
+
+    def _held_matrix(self) -> np.ndarray | None:
+        held, out = scratch(self.entry.nbytes), np.empty(self.tensor.nbytes, np.uint8)
+        with naming(self.entry):
+            self._survey_rows(0, self.tensor.rows, held)
+        self._surveyed.set()
+        return self._ternary_part(out, 0, self.tensor.rows, held.view(storage_dtype(self.entry.dtype)))
 
     def _settle(self) -> Settled:
         kind, again = self.tensor.type, False
@@ -146,15 +179,17 @@ class LinearJob:
             raise UnsupportedError(f"multiplier {multiplier:g} becomes 0 in {kind.name}\nuse f32 or i2_s")
         return Settled(multiplier, rounding, multiplier, None, again, stored != multiplier)
 
-    def _ternary_part(self, out: np.ndarray, group: int, start: int, stop: int) -> np.ndarray | None:
+    def _ternary_part(
+        self, out: np.ndarray, start: int, stop: int, held: np.ndarray | None = None
+    ) -> np.ndarray | None:
         settled, tensor = self.settled(), self.tensor
         target = Target(
             out, tensor.type, tensor.rows, tensor.cols, tensor.tile, tensor.head_rows, settled.packed_scale
         )
         with naming(self.entry):
             packed = self._whole() if settled.rounding is None else None
-            for first, last in _pieces(start, stop, tensor.cols, group):
-                self._count_nonzero(self._pack_rows(target, settled, packed, first, last))
+            for first, last in _pieces(start, stop, tensor.cols, self._group()):
+                self._count_nonzero(self._pack_rows(target, settled, packed, first, last, held))
         if stop < tensor.rows:
             return None
         if can_pack(target.type):
@@ -162,19 +197,18 @@ class LinearJob:
         return out
 
     def _pack_rows(
-        self, target: Target, settled: Settled, packed: np.ndarray | None, start: int, stop: int
-    ) -> int:
+        self, target: Target, settled: Settled, packed: np.ndarray | None, start: int, stop: int,
+        held: np.ndarray | None,
+    ) -> int:  # fmt: skip
         kind, tensor = target.type, self.tensor
         if not can_pack(kind):
-            trits = self._trits(settled, packed, start, stop)
+            trits = self._trits(settled, packed, start, stop, held)
             kind.pack_into(target.out, trits, start, tensor.rows, settled.packed_scale, tensor.tile)
             return int(np.count_nonzero(trits))
-        if packed is None:
-            if settled.rounding is None:
-                raise ValueError(f"{tensor.name} is neither packed nor surveyed")
-            return target.pack_masters(self._read(start, stop), start, settled.rounding)
-        nonzero = target.pack_packed(packed, start, stop)
-        if nonzero < 0:
+        if settled.rounding is not None:
+            return target.pack_masters(self._rows(start, stop, held), start, settled.rounding)
+        nonzero = -1 if packed is None else target.pack_packed(packed, start, stop)
+        if packed is not None and nonzero < 0:
             unpack_hf(packed, tensor.rows)  # knows how to say where
         return nonzero
 
@@ -186,16 +220,22 @@ class LinearJob:
             self._count_nonzero(int(np.count_nonzero(trits)))
             return self.tensor.type.pack_rows(trits * np.float32(settled.multiplier))
 
-    def _trits(self, settled: Settled, packed: np.ndarray | None, start: int, stop: int) -> np.ndarray:
+    def _trits(
+        self, settled: Settled, packed: np.ndarray | None, start: int, stop: int, held: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return rows as trits, by NumPy: for types without packing kernels."""
         if packed is not None:
             trits = unpack_hf(packed, self.tensor.rows, start, stop)
         elif settled.rounding is not None:
-            trits = settled.rounding.ternarise()(self._read(start, stop))
+            trits = settled.rounding.ternarise()(self._rows(start, stop, held))
         return rotary_rows(trits, self.tensor.head_rows) if self.tensor.head_rows else trits
 
-    def _read(self, start: int, stop: int) -> np.ndarray:
-        piece = read_piece(self._checkpoint, self.entry, start, stop)
+    def _rows(self, start: int, stop: int, held: np.ndarray | None) -> np.ndarray:
+        """Return rows as they are stored, from the whole matrix [rows * cols] when that is held."""
+        if held is None:
+            piece = read_piece(self._checkpoint, self.entry, start, stop)
+        else:
+            piece = held.reshape(self.tensor.rows, -1)[start:stop]
         self._count(piece.nbytes)
         return piece
 
