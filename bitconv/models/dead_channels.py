@@ -34,6 +34,7 @@ def layout_doubt(gguf: GgufFile, layout: str) -> str | None:
             continue
         dead_channels += int(dead.sum())
         always_zero = _zero_bits(gguf, name)
+        gguf.release(name)
         for one, width in _WIDTHS.items():
             misplaced[one] += int((_columns(always_zero, width) != dead).sum())
     fitting = [one for one in _WIDTHS if not misplaced[one]]
@@ -56,8 +57,12 @@ def _dead_rows(gguf: GgufFile, down: str) -> np.ndarray | None:
     if shapes[0] != shapes[1] or shapes[2] != shapes[0][::-1] or any(shape[1] % 128 for shape in shapes):
         return None
     rows, cols = shapes[0]
-    gate, up = (gguf.data(info.name)[: rows * cols // 4].reshape(rows, -1) for info in infos[:2] if info)
-    return _all_zeros(gate) & _all_zeros(up)
+    dead = np.ones(rows, bool)
+    for info in infos[:2]:
+        if info is not None:
+            dead &= _all_zeros(gguf.data(info.name)[: rows * cols // 4].reshape(rows, -1))
+            gguf.release(info.name)
+    return dead
 
 
 def _all_zeros(packed: np.ndarray) -> np.ndarray:

@@ -70,6 +70,10 @@ class Model(ABC):
         """Say whether a type that holds less than the original can be why the tensor differs from it."""
         return False
 
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor took."""
+        return
+
 
 class GgufModel(Model):
     """A GGUF file, read through its linears. FormatError and UnsupportedError name the tensor."""
@@ -103,6 +107,9 @@ class GgufModel(Model):
 
     def rounds(self, name: str) -> bool:
         return True
+
+    def release(self, name: str) -> None:
+        self.gguf.release(name)
 
 
 class CheckpointModel(Model):

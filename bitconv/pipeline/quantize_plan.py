@@ -173,9 +173,10 @@ class Planner:
         recoded = [name for name in linears.dense if self.gguf.tensors[name].type_name != wanted.name]
         if not linears.packed and not linears.dense:
             raise UnsupportedError(f"{self.gguf.path}: holds no ternary matrices, such as blk.0.attn_q.weight")
-        found = {name: linears.multiplier(name) for name in linears.packed}
-        for name in recoded:
+        found: dict[str, float | None] = {}
+        for name in (*linears.packed, *recoded):
             found[name] = linears.multiplier(name, self._progress.count)
+            self.gguf.release(name)
             self._progress.tell()
         dense = [name for name, multiplier in found.items() if multiplier is None]
         if dense:
@@ -190,10 +191,10 @@ class Planner:
         """Return the tiles to write: those asked for, else those of the source."""
         merged: dict[str, dict[Shape, Tile]] = {}
         for name in self.linears.packed:
-            stored = self.linears.read(name)
-            if stored.tile is not None:
-                rows, cols = self.gguf.tensors[name].shape
-                merged.setdefault(stored.type.name, {})[rows, cols] = stored.tile
+            info, tile = self.gguf.tensors[name], self.linears.stored.tiles(name)
+            if any(tile):
+                rows, cols = info.shape
+                merged.setdefault(info.type_name, {})[rows, cols] = Tile(*tile)
         for kind, tiles in self.wanted.config.items():
             merged.setdefault(kind, {}).update(tiles)
         return merged

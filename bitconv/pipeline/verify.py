@@ -217,7 +217,9 @@ class _Checker:
         except BitconvError as error:
             result = UNSUPPORTED if isinstance(error, UnsupportedError) else MALFORMED
             check = TensorCheck(name, info.type_name, info.shape, info.nbytes, result, str(error))
-        self.a.gguf.release(name)
+        for model in (self.a, self.b):
+            if model is not None and name in model.shapes:
+                model.release(name)
         self._done += info.nbytes
         if self._progress is not None:
             self._progress(self._done, self._total)
