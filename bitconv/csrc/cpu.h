@@ -26,6 +26,9 @@ static int bc_cpu_features(bc_cpu_feature *features)
     BC_FEATURE("avx512vnni", __builtin_cpu_supports("avx512vnni"));
 #elif defined(__aarch64__)
     BC_FEATURE("neon", 1);
+#ifdef BC_HAVE_NEON
+    BC_FEATURE("dotprod", bc_has_dotprod());
+#endif
 #endif
 #undef BC_FEATURE
     (void)features;

@@ -8,6 +8,7 @@
 #include "isa_scalar.h"
 #include "isa_avx2.h"
 #include "isa_avx512vnni.h"
+#include "isa_neon.h"
 
 static const bc_isa *const bc_isas[] = {
 #ifdef BC_HAVE_AVX512VNNI
@@ -15,6 +16,12 @@ static const bc_isa *const bc_isas[] = {
 #endif
 #ifdef BC_HAVE_AVX2
     &isa_avx2,
+#endif
+#ifdef BC_HAVE_NEONDOT
+    &isa_neondot,
+#endif
+#ifdef BC_HAVE_NEON
+    &isa_neon,
 #endif
     &isa_scalar,
 };
