@@ -23,9 +23,10 @@ class TensorTypeName(click.ParamType):
 
     def names(self) -> list[str]:
         from bitconv.tensor_types import tensor_types
+        from bitconv.tensor_types.dense import PLAIN
 
-        runnable = [t for t in tensor_types() if t.kernel is not None]
-        return [t.name.lower() for t in runnable if self.ternary or not t.ternary]
+        known = [t for t in tensor_types() if (t.ternary or t.name in PLAIN if self.ternary else not t.ternary)]
+        return [t.name.lower() for t in known]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return f"[{'|'.join(self.names())}]"
@@ -61,7 +62,26 @@ class TensorTypeName(click.ParamType):
     type=TensorTypeName(False),
     help="Output head, where it is not tied; default: as embeddings.",
 )
-@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads; default: all usable cores.")
+@click.option(
+    "--fallback",
+    type=click.Choice(["tl2", "i2_s", "error"]),
+    default="tl2",
+    show_default=True,
+    help="For a matrix that has no legal form in the type; tl2 is followed by i2_s.",
+)
+@click.option(
+    "--tq-scale",
+    type=click.Choice(["exact", "f16"]),
+    default="exact",
+    show_default=True,
+    help="Multipliers of tq1_0 and tq2_0; f16 rounds them and is the form for llama.cpp.",
+)
+@click.option(
+    "--kernel-config",
+    metavar="SPEC",
+    help="Tiles of TL1 and TL2 instead of the defaults: tl1:M,K,BM,BK,bm;... or tl2:M,K,BM,BK;...",
+)
+@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads; default: all usable cores, at most 8.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output file.")
 @click.option("--force", is_flag=True, help="Convert a model that is not ternary, by absmean.")
 @click.option("--allow-pickle", is_flag=True, help="Read .bin/.pt checkpoints, with torch's weights_only.")
@@ -76,16 +96,11 @@ def convert(
     src: str,
     output: str | None,
     tensor_type: str,
-    embedding_type: str,
-    output_type: str | None,
-    threads: int | None,
-    overwrite: bool,
-    force: bool,
     allow_pickle: bool,
-    pre: str | None,
     no_hf_tokenizer: bool,
     verify: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Convert a Hugging Face BitNet checkpoint to GGUF.
 
@@ -99,15 +114,10 @@ def convert(
             src,
             output,
             type=tensor_type,
-            embedding_type=embedding_type,
-            output_type=output_type,
-            overwrite=overwrite,
-            force=force,
             allow_pickle=allow_pickle,
-            pre=pre,
             hf_tokenizer=not no_hf_tokenizer,
-            threads=threads,
             progress=progress,
+            **options,
         )
     if verify:
         check_conversion(state, report.path, src, allow_pickle=allow_pickle)
@@ -120,6 +130,8 @@ def convert(
         f"{report.path}: {report.n_tensors} tensors, {report.type}, {report.bytes_out} bytes, "
         f"from {report.bytes_in} bytes ({report.weight_form}), in {report.seconds:.2f} s"
     )
+    if options["tq_scale"] == "f16" and report.type.startswith("TQ"):
+        click.echo("multipliers are float16, as llama.cpp reads them")
 
 
 def _plain(value: Any) -> Any:

@@ -19,13 +19,12 @@ from bitconv.pipeline.plan import OutputTypes, Plan, plan_tensors
 from bitconv.pipeline.report import ConvertReport
 from bitconv.pipeline.workers import default_threads
 from bitconv.tensor_types import tensor_type, tensor_types
+from bitconv.tensor_types.dense import PLAIN
 from bitconv.tensor_types.tiles import parse_kernel_config
 
 __all__ = ["ConvertReport", "convert"]
 
 Progress = Callable[[int, int], None]
-_PLAIN = ("F32", "F16", "BF16")
-"""Dense types that linears may have: no blocks, so that every weight is trit * multiplier."""
 
 
 def convert(
@@ -107,8 +106,8 @@ def _output_types(
     if fallback not in FALLBACKS:
         raise InputError(f"fallback is {fallback!r}; expected {', '.join(FALLBACKS)}")
     kind, dense = tensor_type(linear), [tensor_type(name) for name in (embedding, head or embedding)]
-    if not kind.ternary and kind.name not in _PLAIN:
-        known = [one.name.lower() for one in tensor_types() if one.ternary or one.name in _PLAIN]
+    if not kind.ternary and kind.name not in PLAIN:
+        known = [one.name.lower() for one in tensor_types() if one.ternary or one.name in PLAIN]
         raise UnsupportedError(f"linears cannot be {kind.name}; supported are {', '.join(known)}")
     for one in dense:
         if one.ternary:

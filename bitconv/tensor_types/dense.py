@@ -10,6 +10,10 @@ from bitconv.errors import UnsupportedError
 from bitconv.tensor_types import TensorType
 
 
+PLAIN = ("F32", "F16", "BF16")
+"""What a ternary matrix may also be stored as: without blocks, every weight is trit * multiplier."""
+
+
 def _bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
