@@ -45,7 +45,8 @@ def hostile_ggufs_survive(capsys: pytest.CaptureFixture[str], cases: int, seed: 
     reached = report["stages"]
     assert reached["3 shown by inspect --tensors"] >= cases / 4
     for stage in ("1 refused by the reader", "4 refused by load", "5 made a forward step",
-                  "5 refused during the forward step", "6 refused by the tokenizer"):  # fmt: skip
+                  "5 refused during the forward step", "6 refused by the tokenizer", "7 verified as damaged",
+                  "8 refused by quantize", "8 quantized and found equal"):  # fmt: skip
         assert reached[stage] >= cases / 100, stage
 
 

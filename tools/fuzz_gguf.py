@@ -11,6 +11,7 @@ import random
 import struct
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,12 +317,15 @@ def judge(path: Path) -> Sequence[str]:
         return ["1 refused by the reader"]
     stages = ["2 passed the header"]
     try:
-        report(inspect(path), tensors=True)
+        report(inspect(path, count_weights=True), tensors=True)
     except BitconvError:
         stages.append("3 refused by inspect --tensors")
     else:
         stages.append("3 shown by inspect --tensors")
-    return [*stages, _forward(path), _tokenize(path)]
+    stages += [_forward(path), _tokenize(path)]
+    if zlib.crc32(path.read_bytes()) % 4:  # what follows takes the longest
+        return stages
+    return [*stages, _verify(path), _quantize(path)]
 
 
 def _forward(path: Path) -> str:
@@ -361,6 +365,35 @@ def _tokenize(path: Path) -> str:
     except BitconvError:
         return "6 tokenized, refused by the chat template"
     return "6 tokenized and rendered"
+
+
+def _verify(path: Path) -> str:
+    import bitconv
+    from bitconv.errors import BitconvError
+
+    try:
+        return "7 verified as sound" if bitconv.verify(path).ok else "7 verified as damaged"
+    except BitconvError:
+        return "7 refused by verify"
+
+
+def _quantize(path: Path) -> str:
+    import bitconv
+    from bitconv.errors import BitconvError
+
+    target = path.with_name("quantized.gguf")
+    target.unlink(missing_ok=True)
+    kind = ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0", "f32")[path.stat().st_size // 32 % 6]
+    try:
+        bitconv.quantize(path, target, type=kind, threads=1)
+    except BitconvError:
+        if {target.name, target.name + ".partial"} & {left.name for left in path.parent.iterdir()}:
+            raise AssertionError("something is left of a file that was refused") from None
+        return "8 refused by quantize"
+    for check in bitconv.verify(target, path).tensors:
+        if check.result in ("different", "missing", "rounded"):
+            raise AssertionError(f"the quantized file holds something else: {check}")
+    return "8 quantized and found equal"
 
 
 def prepare(folder: Path) -> None:
