@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bitconv.cli.options import json_option
+from bitconv.cli.options import json_option, tq_scale_option
 from bitconv.cli.state import State, state_options
 from bitconv.cli.verify import check_conversion
 
@@ -69,13 +69,7 @@ class TensorTypeName(click.ParamType):
     show_default=True,
     help="For a matrix that has no legal form in the type; tl2 is followed by i2_s.",
 )
-@click.option(
-    "--tq-scale",
-    type=click.Choice(["exact", "f16"]),
-    default="exact",
-    show_default=True,
-    help="Multipliers of tq1_0 and tq2_0; f16 rounds them and is the form for llama.cpp.",
-)
+@tq_scale_option
 @click.option(
     "--kernel-config",
     metavar="SPEC",

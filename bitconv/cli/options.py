@@ -29,6 +29,14 @@ def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
+tq_scale_option = click.option(
+    "--tq-scale",
+    type=click.Choice(["exact", "f16"]),
+    default="exact",
+    show_default=True,
+    help="Multipliers of tq1_0 and tq2_0; f16 rounds them and is the form for llama.cpp.",
+)
+
 layout_options = stack(
     click.option(
         "--kernel-config",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bitconv.cli.convert import TensorTypeName
-from bitconv.cli.options import json_option, layout_options
+from bitconv.cli.options import json_option, layout_options, tq_scale_option
 from bitconv.cli.state import State, state_options
 
 
@@ -28,13 +28,7 @@ from bitconv.cli.state import State, state_options
     type=click.Choice(["tl2", "i2_s", "error"]),
     help="For a matrix that has no legal form in the type; default: tl2, and where that has none i2_s.",
 )
-@click.option(
-    "--tq-scale",
-    type=click.Choice(["exact", "f16"]),
-    default="exact",
-    show_default=True,
-    help="Multipliers of tq1_0 and tq2_0; f16 rounds them and is the form for llama.cpp.",
-)
+@tq_scale_option
 @layout_options
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads; default: all usable cores.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output file.")
