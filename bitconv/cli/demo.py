@@ -12,6 +12,7 @@ import click
 from bitconv.cli.run import rate, stream, write
 from bitconv.cli.state import State, state_options
 from bitconv.errors import InputError
+from bitconv.runtime.generate import generate
 
 if TYPE_CHECKING:
     from bitconv.runtime.model import Model
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 PROMPT = "The function"
 TOKENS = 64
 CHUNKS = 20
+OTHER_TYPES = ("TL1", "TL2")
 
 
 @click.command(epilog="Example: bitconv demo")
@@ -29,7 +31,7 @@ CHUNKS = 20
 @state_options
 @click.pass_obj
 def demo(state: State, checkpoint: str | None, prompt: str) -> None:
-    """Convert, run and measure the bundled checkpoint.
+    """Convert, requantise, run and measure the bundled checkpoint.
 
     It works in a temporary directory and leaves nothing behind.
     """
@@ -37,17 +39,27 @@ def demo(state: State, checkpoint: str | None, prompt: str) -> None:
 
     source = Path(checkpoint) if checkpoint else bundled_checkpoint()
     with tempfile.TemporaryDirectory(prefix="bitconv-demo-") as folder:
-        output = Path(folder) / "demo-i2_s.gguf"
+        first = Path(folder) / "demo-i2_s.gguf"
         started = time.perf_counter()
-        bitconv.convert(source, output)
-        size = output.stat().st_size
+        bitconv.convert(source, first)
         original = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         click.echo(f"convert     {source} -> I2_S in {time.perf_counter() - started:.2f} s")
-        click.echo(f"            {original} bytes of safetensors -> {size} bytes of GGUF")
-        started = time.perf_counter()
-        model = bitconv.load(output)
-        click.echo(f"load        {time.perf_counter() - started:.3f} s, {model.isa}, {model.threads} threads")
-        _run(model, prompt)
+        click.echo(f"            {original} bytes of safetensors -> {first.stat().st_size} bytes of GGUF")
+        paths = {"I2_S": first}
+        for kind in OTHER_TYPES:
+            paths[kind] = Path(folder) / f"demo-{kind.lower()}.gguf"
+            bitconv.quantize(first, paths[kind], type=kind.lower())
+            same = "the same matrices" if bitconv.verify(first, paths[kind]).ok else "OTHER MATRICES"
+            click.echo(f"quantize    I2_S -> {kind}; verify: {same}")
+        model = bitconv.load(first)
+        click.echo(f"run         {model.isa}, {model.threads} threads, --temp 0 -p {prompt!r}\n")
+        write(prompt)
+        generation = generate(model, prompt, max_tokens=TOKENS, temperature=0, ignore_eos=True)
+        stream(generation)
+        click.echo("\n")
+        click.echo("type   bytes      bits per weight   prompt tokens/s   decode tokens/s   the same text")
+        for kind, path in paths.items():
+            click.echo(_measured(kind, path, prompt, generation.text))
         _perplexity(model, source, state)
 
 
@@ -62,20 +74,23 @@ def bundled_checkpoint() -> Path:
     return folder
 
 
-def _run(model: Model, prompt: str) -> None:
-    """Greedy text, then the speed of a prompt and of single tokens."""
-    from bitconv.runtime.generate import generate
+def _measured(kind: str, path: Path, prompt: str, text: str) -> str:
+    """One line of the table: size, bits per ternary weight, speed, and whether the greedy text is `text`."""
+    import bitconv
 
-    click.echo(f"run         --temp 0 -p {prompt!r}\n")
-    write(prompt)
-    stream(generate(model, prompt, max_tokens=TOKENS, temperature=0, ignore_eos=True))
-    click.echo("\n")
+    model = bitconv.load(path)
+    again = generate(model, prompt, max_tokens=TOKENS, temperature=0, ignore_eos=True)
+    list(again)
     ids = [token % model.vocab_size for token in range(model.n_ctx_train - TOKENS)]
-    generation = generate(model, ids, max_tokens=TOKENS, temperature=0, ignore_eos=True)
-    list(generation)
-    t = generation.timings
-    click.echo(f"speed       prompt {rate(t.prompt_tokens, t.prompt_seconds):.0f} tokens/s", nl=False)
-    click.echo(f", decode {rate(t.decode_tokens, t.decode_seconds):.0f} tokens/s")
+    long = generate(model, ids, max_tokens=TOKENS, temperature=0, ignore_eos=True)
+    list(long)
+    matrices = [model.gguf.tensors[f"{name}.weight"] for name in model.ternary]
+    bits = 8 * sum(i.nbytes for i in matrices) / sum(i.shape[0] * i.shape[1] for i in matrices)
+    t = long.timings
+    return (
+        f"{kind:6s} {path.stat().st_size:<10d} {bits:<17.3f} {rate(t.prompt_tokens, t.prompt_seconds):<17.0f} "
+        f"{rate(t.decode_tokens, t.decode_seconds):<17.0f} {'yes' if again.text == text else 'NO'}"
+    )
 
 
 def _perplexity(model: Model, source: Path, state: State) -> None:

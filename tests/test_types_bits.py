@@ -1,0 +1,116 @@
+"""Logits are the same bits in every ternary type; files run from the map."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import bitconv
+from bitconv import _kernels
+from tests.checkpoints import make_checkpoint
+from tests.conftest import TINY
+
+TYPES = ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0")
+TOKENS = 140  # past a block of 132 tokens of the panel GEMM
+# columns in multiples of 256 and rows of 32, so that every type can hold every matrix
+SHAPE = {"hidden": 256, "ffn": 512, "n_heads": 8, "n_kv_heads": 4, "head_dim": 32}
+SOURCES = {
+    "bundled": None,
+    "bitnet": {"family": "bitnet", "form": "packed_autobitlinear", **SHAPE},
+    "bitnet_silu": {"family": "bitnet_silu", "form": "master", **SHAPE},
+    "llama": {"family": "llama", "form": "packed_bitlinear", **SHAPE},
+}
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def files(request, tmp_path_factory):
+    """One model in every type: the first converted, the others converted or requantised in turn."""
+    directory = tmp_path_factory.mktemp(request.param)
+    source = TINY
+    if SOURCES[request.param]:
+        source = make_checkpoint(directory / "hf", **SOURCES[request.param])
+    paths = {name: directory / f"{name}.gguf" for name in TYPES}
+    for name, path in paths.items():
+        if name in ("i2_s", "tl1", "tq1_0"):
+            bitconv.convert(source, path, type=name, fallback="error")
+        else:
+            bitconv.quantize(paths["tl1"], path, type=name, fallback="error")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def expected(files):
+    model = bitconv.load(files["i2_s"], threads=1, isa="scalar")
+    ids = np.random.default_rng(3).integers(0, model.vocab_size, TOKENS).tolist()
+    return ids, model.logits(ids).tobytes()
+
+
+@pytest.mark.parametrize("isa", _kernels.isas())
+@pytest.mark.parametrize("name", TYPES)
+def test_every_type_gives_the_bits_of_i2_s(files, expected, name, isa):
+    ids, bits = expected
+    threads = 1 + TYPES.index(name) % 3
+    model = bitconv.load(files[name], threads=threads, isa=isa)
+    assert {model.gguf.tensors[f"{linear}.weight"].type_name for linear in model.ternary} == {name.upper()}
+    context = model.context(TOKENS)
+    assert context.forward(ids, logits="all").tobytes() == bits
+    assert context.team == (threads if _kernels.has_openmp() else 1)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_splits_and_single_steps_give_the_same_bits_in_every_type(files, expected, name):
+    ids, bits = expected
+    model = bitconv.load(files[name], threads=2)
+    rng = np.random.default_rng(TYPES.index(name))
+    context, parts = model.context(TOKENS), []
+    while context.n_past < TOKENS:
+        size = 1 if context.n_past > 100 else int(rng.integers(1, 50))
+        parts.append(context.forward(ids[context.n_past : context.n_past + size], logits="all"))
+    assert np.concatenate(parts).tobytes() == bits
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_weights_are_executed_from_the_mapped_file(files, name, tmp_path):
+    """A nibble that changes in the file after load changes the logits."""
+    path = tmp_path / "copy.gguf"
+    path.write_bytes(files[name].read_bytes())
+    model = bitconv.load(path, threads=1)
+    before = model.logits([1, 2, 3]).tobytes()
+    info = model.gguf.tensors["blk.0.ffn_down.weight"]
+    changed = {"i2_s": 0x55, "tl1": 0x44, "tl2": 0x00, "tq1_0": 0x80, "tq2_0": 0x55}[name]  # zeros of each type
+    with path.open("r+b") as file:
+        file.seek(info.offset)
+        old = file.read(40)
+        file.seek(info.offset)
+        file.write(bytes([changed]) * 40)
+    assert bytes([changed]) * 40 != old
+    assert model.logits([1, 2, 3]).tobytes() != before
+
+
+_PRIVATE = """
+import sys, bitconv
+def private():
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Private_Dirty"))
+bitconv.load(sys.argv[2]).logits([1])  # what the libraries take once
+before = private()
+model = bitconv.load(sys.argv[1])
+print(private() - before, sum(model.gguf.tensors[f"{name}.weight"].nbytes for name in model.ternary))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="smaps_rollup is Linux's")
+@pytest.mark.parametrize("name", TYPES)
+def test_load_copies_no_weights(files, name, tmp_path):
+    from tools.layouts import Layout
+    from tools.make_dummy import make_dummy
+
+    path = tmp_path / "model.gguf"
+    make_dummy(Layout("dummy", 1024, 4096, 4, 16, 16, 64), path, name, "f16", 2, False)
+    run = [sys.executable, "-c", _PRIVATE, str(path), str(files[name])]
+    private, weights = map(int, subprocess.run(run, capture_output=True, text=True, check=True).stdout.split())
+    assert weights > 10 << 20
+    assert private < 0.05 * weights
