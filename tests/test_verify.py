@@ -23,6 +23,7 @@ from bitconv.tensor_types.tiles import Tile
 from tests import gguf_builder as gb
 from tests.checkpoints import FAMILIES, FORMS, make_checkpoint, read_tensors, write_checkpoint
 from tests.ternary_files import TERNARY, packed, random_trits, scalar, write_tensors
+from tests.test_quantize import DAMAGED
 
 pytestmark = pytest.mark.filterwarnings("ignore::bitconv.errors.BitconvWarning")
 
@@ -163,6 +164,18 @@ def test_odd_padding_is_a_warning(tmp_path: Path) -> None:
     assert report.ok and any(f"byte {len(data) - 40} is 7" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_every_damage_has_its_error_and_exit_code(tmp_path: Path, cli: Any, damage: str) -> None:
+    tensor, keys, error, message = DAMAGED[damage]
+    path = write_tensors(tmp_path / "a.gguf", {NAME: tensor}, keys)
+    with pytest.raises(error, match=message):
+        bitconv.verify(path).raise_if_failed()
+    outcome = cli("verify", path)
+    assert outcome.code == error("").exit_code  # type: ignore[attr-defined]
+    assert str(path) in outcome.err
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_truncated_file_and_a_missing_tile_are_errors(tmp_path: Path, model: Path, cli: Any) -> None:
     whole = (model / "model-i2_s.gguf").read_bytes()
     (tmp_path / "a.gguf").write_bytes(whole[:-100])
@@ -291,6 +304,18 @@ def test_a_wrong_tile_of_the_same_triples_is_found_by_comparison_only(tmp_path: 
     )
     assert bitconv.verify(b).ok
     assert not bitconv.verify(a, b).equal
+
+
+def test_what_is_said_about_one_file_does_not_contradict_the_other(tmp_path: Path) -> None:
+    trits = random_trits(64, 384)
+    mute = write_tensors(tmp_path / "a.gguf", {NAME: packed("TL2", trits, 0.5, Tile(32, 192))})
+    stating = write_tensors(
+        tmp_path / "b.gguf", {NAME: packed("TL2", trits, 0.5, Tile(64, 96))}, {"bitconv.tl2.config": "64,384,64,96"}
+    )
+    for pair in ((mute, stating), (stating, mute)):
+        assert bitconv.verify(*pair, kernel_config="tl2:64,384,32,192").equal
+    with pytest.raises(InputError, match="the kernel config says"):
+        bitconv.verify(stating, kernel_config="tl2:64,384,32,192").raise_if_failed()
 
 
 # a file and a checkpoint -------------------------------------------------------------------------------------------

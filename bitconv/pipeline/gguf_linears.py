@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from bitconv.errors import FormatError
+from bitconv.errors import FormatError, ResourceError
 from bitconv.formats.gguf import GgufFile, TensorInfo
 from bitconv.models import LINEARS
-from bitconv.tensor_types.stored import Stored, StoredTernary, companion_name, naming, ternary_type
+from bitconv.tensor_types.stored import LAYOUT_KEY, Stored, StoredTernary, companion_name, naming, ternary_type
 from bitconv.tensor_types.ternary import WeightStatistics, signs, storage_dtype
+from bitconv.tensor_types.tiles import METADATA_KEYS, format_kernel_config, parse_kernel_config
 
 STORAGE = ("F32", "F16", "BF16")
 CHUNK_BYTES = 1 << 22
@@ -63,7 +64,10 @@ class GgufLinears:
         if ternary_type(info) is not None:
             stored = self.read(name)
             with naming(self.gguf, name):
-                return stored.unpack(rows, cols)
+                try:
+                    return stored.unpack(rows, cols)
+                except MemoryError as error:
+                    raise ResourceError(f"{rows * cols} weights take more memory than there is") from error
         trits, ternarise, start = np.empty((rows, cols), np.int8), signs(info.type_name), 0
         for piece in pieces(self.gguf, name):
             storage = piece.view(storage_dtype(info.type_name)).reshape(-1, cols)
@@ -90,6 +94,17 @@ class GgufLinears:
             if statistics.largest == 0:
                 raise FormatError("all weights are zero")
         return statistics.largest if statistics.smallest == statistics.largest else None
+
+
+def unstated_config(gguf: GgufFile, kernel_config: str | None) -> str | None:
+    """Return what a kernel config says about types whose tiles the file does not state itself."""
+    given = parse_kernel_config(kernel_config) if kernel_config else {}
+    return format_kernel_config({k: v for k, v in given.items() if METADATA_KEYS[k] not in gguf.metadata}) or None
+
+
+def unstated_layout(gguf: GgufFile, i2s_layout: str | None) -> str | None:
+    """Return the given I2_S layout for a file that does not state its own, else None."""
+    return None if LAYOUT_KEY in gguf.metadata else i2s_layout
 
 
 def pieces(gguf: GgufFile, name: str) -> Iterator[np.ndarray]:

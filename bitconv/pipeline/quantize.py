@@ -17,7 +17,7 @@ import bitconv
 from bitconv.errors import InputError
 from bitconv.formats.gguf import GgufFile, open_gguf
 from bitconv.formats.gguf_writer import GgufWriter
-from bitconv.pipeline.gguf_linears import GgufLinears
+from bitconv.pipeline.gguf_linears import GgufLinears, unstated_config
 from bitconv.pipeline.quantize_plan import Job, Planner, Step, Wanted
 from bitconv.pipeline.report import Notes
 from bitconv.pipeline.workers import Progress, Task, default_threads, in_order
@@ -100,7 +100,7 @@ def quantize(
     wanted = Wanted.of(type, embedding_type, output_type, fallback, kernel_config, tq_scale)
     with open_gguf(src) as gguf:
         path = output_path(Path(src), dst, wanted.linear)
-        linears = GgufLinears(gguf, kernel_config=wanted.config_to_read(gguf), i2s_layout=i2s_layout)
+        linears = GgufLinears(gguf, kernel_config=unstated_config(gguf, kernel_config), i2s_layout=i2s_layout)
         notes = Notes()
         surveyed = [gguf.tensors[name] for name in linears.dense]
         counted = Progress(sum(info.nbytes for info in (*surveyed, *gguf.tensors.values())), progress)

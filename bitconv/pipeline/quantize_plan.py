@@ -28,7 +28,7 @@ from bitconv.pipeline.report import Notes
 from bitconv.pipeline.workers import Progress
 from bitconv.tensor_types import TensorType, tensor_type, tensor_types
 from bitconv.tensor_types.stored import companion_name, naming, ternary_type
-from bitconv.tensor_types.tiles import METADATA_KEYS, Shape, Tile, format_kernel_config, parse_kernel_config
+from bitconv.tensor_types.tiles import Shape, Tile, parse_kernel_config
 
 Config = Mapping[str, Mapping[Shape, Tile]]
 
@@ -67,11 +67,6 @@ class Wanted:
                 known = ", ".join(one.name.lower() for one in tensor_types() if not one.ternary)
                 raise UnsupportedError(f"embeddings and head cannot be {other.name}; supported are {known}")
         return cls(kind, others[0], others[1], fallback, tq_scale, parse_kernel_config(config) if config else {})
-
-    def config_to_read(self, gguf: GgufFile) -> str | None:
-        """Return the kernel config to read a file with: no tiles where it states its own, which may be others."""
-        unstated = {kind: tiles for kind, tiles in self.config.items() if METADATA_KEYS[kind] not in gguf.metadata}
-        return format_kernel_config(unstated) or None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from bitconv.pipeline.compare import (
     compare_dense,
     compare_ternary,
 )
-from bitconv.pipeline.gguf_linears import GgufLinears
+from bitconv.pipeline.gguf_linears import GgufLinears, unstated_config, unstated_layout
 from bitconv.pipeline.linears import chunk_bounds
 from bitconv.pipeline.report import Notes
 from bitconv.tensor_types import tensor_types
@@ -146,9 +146,10 @@ def verify(
     notes = Notes()
     with contextlib.ExitStack() as stack:
         gguf = stack.enter_context(open_gguf(a))
-        linears = GgufLinears(gguf, kernel_config=kernel_config, i2s_layout=i2s_layout)
-        model = GgufModel(gguf, linears)
         other = None if b is None else _open(stack, b, kernel_config, i2s_layout, allow_pickle)
+        if isinstance(other, GgufModel):  # what is said may concern the other file alone
+            kernel_config, i2s_layout = unstated_config(gguf, kernel_config), unstated_layout(gguf, i2s_layout)
+        model = GgufModel(gguf, GgufLinears(gguf, kernel_config=kernel_config, i2s_layout=i2s_layout))
         names = [*model.shapes, *(name for name in (other.shapes if other else ()) if name not in model.shapes)]
         chosen = [name for name in names if tensors is None or fnmatch.fnmatchcase(name, tensors)]
         if tensors is not None and not chosen:
@@ -171,6 +172,7 @@ def _open(
     path = Path(b)
     if path.is_file() or (path.suffix == ".gguf" and not path.is_dir()):
         gguf = stack.enter_context(open_gguf(path))
+        config, layout = unstated_config(gguf, config), unstated_layout(gguf, layout)
         return GgufModel(gguf, GgufLinears(gguf, kernel_config=config, i2s_layout=layout))
     return CheckpointModel(stack.enter_context(open_checkpoint(b, allow_pickle=pickle)))
 
@@ -214,7 +216,7 @@ class _Checker:
         info = self.a.gguf.tensors[name]
         try:
             check = self._sound(name)
-        except BitconvError as error:
+        except (FormatError, UnsupportedError) as error:
             result = UNSUPPORTED if isinstance(error, UnsupportedError) else MALFORMED
             check = TensorCheck(name, info.type_name, info.shape, info.nbytes, result, str(error))
         for model in (self.a, self.b):
