@@ -183,7 +183,11 @@ def test_demo_goes_the_whole_way_and_leaves_nothing(cli: Any, tmp_path: Path, mo
     before = sorted(path.name for path in TINY.iterdir())
     outcome = cli("demo", "-p", "Return the")
     assert outcome.code == 0
-    for word in ("convert", "load", "Return the", "tokens/s", "perplexity"):
+    for word in ("convert", "Return the", "tokens/s", "perplexity"):
         assert word in outcome.out
+    rows = {line.split()[0]: line for line in outcome.out.splitlines() if line.startswith(("I2_S ", "TL1 ", "TL2 "))}
+    assert list(rows) == ["I2_S", "TL1", "TL2"]
+    assert all(row.endswith("yes") for row in rows.values()), "the text must not depend on the type"
+    assert outcome.out.count("the same matrices") == 2
     assert list(tmp_path.iterdir()) == []
     assert sorted(path.name for path in TINY.iterdir()) == before

@@ -5,17 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from bitconv.cli.run import rate, stream, write
 from bitconv.cli.state import State, state_options
 from bitconv.errors import InputError
-from bitconv.runtime.generate import generate
-
-if TYPE_CHECKING:
-    from bitconv.runtime.model import Model
 
 PROMPT = "The function"
 TOKENS = 64
@@ -36,6 +31,7 @@ def demo(state: State, checkpoint: str | None, prompt: str) -> None:
     It works in a temporary directory and leaves nothing behind.
     """
     import bitconv
+    from bitconv.runtime.generate import generate
 
     source = Path(checkpoint) if checkpoint else bundled_checkpoint()
     with tempfile.TemporaryDirectory(prefix="bitconv-demo-") as folder:
@@ -60,7 +56,7 @@ def demo(state: State, checkpoint: str | None, prompt: str) -> None:
         click.echo("type   bytes      bits per weight   prompt tokens/s   decode tokens/s   the same text")
         for kind, path in paths.items():
             click.echo(_measured(kind, path, prompt, generation.text))
-        _perplexity(model, source, state)
+        _perplexity(first, source, state)
 
 
 def bundled_checkpoint() -> Path:
@@ -77,6 +73,7 @@ def bundled_checkpoint() -> Path:
 def _measured(kind: str, path: Path, prompt: str, text: str) -> str:
     """One line of the table: size, bits per ternary weight, speed, and whether the greedy text is `text`."""
     import bitconv
+    from bitconv.runtime.generate import generate
 
     model = bitconv.load(path)
     again = generate(model, prompt, max_tokens=TOKENS, temperature=0, ignore_eos=True)
@@ -93,10 +90,10 @@ def _measured(kind: str, path: Path, prompt: str, text: str) -> str:
     )
 
 
-def _perplexity(model: Model, source: Path, state: State) -> None:
+def _perplexity(path: Path, source: Path, state: State) -> None:
     import bitconv
 
-    text = source / "heldout.txt"
+    model, text = bitconv.load(path), source / "heldout.txt"
     if not text.is_file():
         click.echo(f"perplexity  not measured: {text} does not exist")
         return

@@ -40,7 +40,7 @@ BC_INLINE void ISA(dense_dot)(const uint8_t *row, int64_t row_step, int n_r, int
         for (int r = 0; r < n_r; r++) {
             float tail[BC_LANES] = {0};
             ISA(widen)(row + r * row_step + whole * (type == BC_F32 ? 4 : 2), type, cols - whole, tail);
-            ISA(dense_step)((const uint8_t *)(tail - whole), 0, 1, whole, 0, BC_F32, x, ldx, n_t, acc + r);
+            ISA(dense_step)((const uint8_t *)tail, 0, 1, 0, 0, BC_F32, x + whole, ldx, n_t, acc + r);
         }
     for (int i = 0; i < n_r * n_t; i++)
         sum[i] = ISA(fold)(acc[i]);
