@@ -77,17 +77,29 @@ def lines(report: VerifyReport) -> list[str]:
     rows = [_row(check) for check in report.tensors if check.multiplier is not None]
     head = ("tensor", "type", "shape", "multiplier", "-1", "0", "+1", "result")
     found = table([head, *rows], right=(3, 4, 5, 6)) if rows else []
-    remarks = [check for check in report.tensors if check.message]
-    found += [f"{check.result}: {check.name}: {printable(check.message or '')}" for check in remarks]
+    for check in report.tensors:
+        message = printable(check.message or "")
+        if message:
+            name = "" if check.name in message else f"{check.name}: "
+            found.append(f"{check.result}: {name}{message}")
     found += [f"malformed: {printable(problem)}" for problem in report.problems]
-    return [*found, *summary(report)]
+    return [*found, *_density(report), *summary(report)]
+
+
+def _density(report: VerifyReport) -> list[str]:
+    ternary = [check for check in report.tensors if check.multiplier is not None]
+    weights = sum(check.shape[0] * check.shape[1] for check in ternary)
+    zeros = sum(check.zero or 0 for check in ternary)
+    if not weights:
+        return []
+    return [f"{len(ternary)} ternary matrices, {weights} weights, density {100 * (1 - zeros / weights):.2f} %"]
 
 
 def summary(report: VerifyReport) -> list[str]:
     """One line with the numbers of results, one with the verdict."""
     results = Counter(check.result for check in report.tensors)
     counts = ", ".join(f"{count} {result}" for result, count in sorted(results.items()))
-    text = [f"{report.a}: {len(report.tensors)} tensors: {counts}, in {report.seconds:.2f} s"]
+    text = [f"{report.a}: tensors: {counts}; in {report.seconds:.2f} s"]
     if report.only_rounding:
         failing = sum(check.fails for check in report.tensors)
         text.append(f"all weights are the same; only the multipliers of {failing} tensors are rounded")
