@@ -10,7 +10,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml bitconv/_kernels.pyx $(wildcard bitconv/csrc/*.h)
+SOURCES := setup.py pyproject.toml $(wildcard bitconv/*.pyx bitconv/*.pxi bitconv/csrc/*.h)
 SANITIZED := build/sanitize
 MAX_PPL ?= 56
 
