@@ -169,8 +169,7 @@ class Target:
         from bitconv import _kernels
 
         data = np.ascontiguousarray(source).reshape(-1).view(np.uint8)
-        with np.errstate(over="ignore"):  # types without d hold any multiplier
-            with np.errstate(over="ignore"):  # only blocks of TQ1_0 and TQ2_0 take d, and theirs fits
+        with np.errstate(over="ignore"):  # only blocks of TQ1_0 and TQ2_0 take d, and theirs fits
             d = np.float16(1 if self.type.companion_scale(self.scale) is not None else self.scale).view(np.uint16)
         return _kernels.pack(
             self.out, self.type.gguf_id, self.rows, self.cols, self.tile or (0, 0, 0), data, stored, first, start, stop,
