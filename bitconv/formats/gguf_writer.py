@@ -24,6 +24,7 @@ import numpy as np
 from bitconv.errors import InputError, ResourceError
 from bitconv.formats import ggml_types
 
+WRITE_BEHIND: Final = 8 << 20  # bytes that are handed to the disk at a time
 ALIGNMENT: Final = 32  # BitNet runtimes assume it in their size rules
 
 # kind -> (value type id of the standard, struct code); strings have no code
@@ -60,6 +61,7 @@ class GgufWriter:
         self._queue: list[_Declared] = []  # declared and not yet whole, first one last
         self._total = 0
         self._position = 0
+        self._behind = 0
         self._started = False
         self._keys: set[str] = {"general.architecture"}
         self._header = _header_writer(arch)
@@ -179,8 +181,18 @@ class GgufWriter:
                 done = os.write(self._open_handle(), rest)
                 self._position += done
                 rest = rest[done:]
+            self._write_behind()
         except OSError as error:
             raise self._translated(error) from error
+
+    def _write_behind(self) -> None:
+        """Let the disk begin with what is written, so that `finish` does not wait for all of it."""
+        if self._position - self._behind >= WRITE_BEHIND and hasattr(os, "posix_fadvise"):
+            # Linux begins to write dirty pages of the range, and would drop only those that are clean by now.
+            handle, length = self._open_handle(), self._position - self._behind
+            with contextlib.suppress(OSError):  # an offer that a file system may decline
+                os.posix_fadvise(handle, self._behind, length, os.POSIX_FADV_DONTNEED)
+            self._behind = self._position
 
     def _rename(self) -> None:
         if self._overwrite:

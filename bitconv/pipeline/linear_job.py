@@ -188,7 +188,8 @@ class LinearJob:
         )
         with naming(self.entry):
             packed = self._whole() if settled.rounding is None else None
-            for first, last in _pieces(start, stop, tensor.cols, self._group()):
+            pieces = [(start, stop)] if held is not None else _pieces(start, stop, tensor.cols, self._group())
+            for first, last in pieces:
                 self._count_nonzero(self._pack_rows(target, settled, packed, first, last, held))
         if stop < tensor.rows:
             return None
