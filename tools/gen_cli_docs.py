@@ -40,7 +40,7 @@ JSON = """\
 
 def help_page(name: str | None) -> str:
     """The text of `bitconv [NAME] --help`, whatever terminal this runs on."""
-    context = click.Context(cli, info_name="bitconv", terminal_width=WIDTH)
+    context = click.Context(cli, info_name="bitconv", terminal_width=WIDTH, **cli.context_settings)
     command: click.Command | None = cli
     if name is not None:
         command = cli.get_command(context, name)
