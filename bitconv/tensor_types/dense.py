@@ -9,7 +9,6 @@ import numpy as np
 from bitconv.errors import UnsupportedError
 from bitconv.tensor_types import TensorType
 
-
 PLAIN = ("F32", "F16", "BF16")
 """What a ternary matrix may also be stored as: without blocks, every weight is trit * multiplier."""
 
