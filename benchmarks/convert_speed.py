@@ -109,12 +109,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of bitconv and of torch; default: theirs")
     parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--make", type=Path, metavar="FOLDER", help="only write the random checkpoint")
     arguments = parser.parse_args()
+    if arguments.make:
+        make_checkpoint(arguments.make)
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="convert-speed-") as name:
         folder = Path(name)
-        source = arguments.checkpoint or make_checkpoint(folder / "source")
+        source = arguments.checkpoint or folder / "source"
+        if arguments.checkpoint is None:
+            subprocess.run([sys.executable, __file__, "--make", str(source)], check=True)
         nbytes = sum(file.stat().st_size for file in source.iterdir() if file.is_file())
-        # warm the page cache, by a process of its own: children inherit the peak memory of this one
+        # warm the page cache; in a process of its own, like the making: children inherit this one's peak memory
         subprocess.run(["cat", *(str(file) for file in source.iterdir())], stdout=subprocess.DEVNULL, check=True)
         print(f"{nbytes / 1e6:.0f} MB, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
         measure(source, nbytes, folder, arguments)

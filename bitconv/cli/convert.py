@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 from dataclasses import asdict
 from typing import Any
@@ -103,6 +105,7 @@ def convert(
     """
     import bitconv
 
+    atexit.register(gc.freeze)  # the search for cycles at exit would take as long as 100 MB of checkpoint
     with state.progress("convert", "B") as progress:
         report = bitconv.convert(
             src,

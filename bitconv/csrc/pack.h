@@ -3,7 +3,7 @@
  * The bottleneck is memory: a weight is read twice (statistics, then packing), everything between lies in L1. All
  * arithmetic is exact, so neither the order of the pieces nor the instruction set nor the number of threads shows.
  * What the NumPy code of tensor_types/ gives is the specification. The kernels are plain loops in pack_kernels.h,
- * compiled once for every CPU and once for AVX2.
+ * compiled for every CPU, for AVX2 and for AVX-512.
  */
 #ifndef BITCONV_PACK_H
 #define BITCONV_PACK_H
@@ -133,8 +133,30 @@ static const bc_packer packer_plain = {"plain", usable_scalar, statistics_plain,
 static const bc_packer packer_avx2 = {"avx2", usable_avx2, statistics_wide, convert_wide, pack_wide};
 #endif
 
+#ifdef BC_HAVE_AVX512VNNI
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,f16c,prefer-vector-width=512")
+#endif
+#define ISA(name) name##_widest
+#include "pack_kernels.h"
+#undef ISA
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+static int usable_widest(void) { return usable_avx512vnni() && __builtin_cpu_supports("avx512dq"); }
+static const bc_packer packer_avx512 = {"avx512", usable_widest, statistics_widest, convert_widest, pack_widest};
+#endif
+
 /* the packers of this build, the one for every CPU last */
 static const bc_packer *const bc_packers[] = {
+#ifdef BC_HAVE_AVX512VNNI
+    &packer_avx512,
+#endif
 #ifdef BC_HAVE_AVX2
     &packer_avx2,
 #endif
