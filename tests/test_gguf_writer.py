@@ -105,7 +105,8 @@ def test_whatever_is_written_comes_back(tmp_path, keys, tensors, pieces):
         for seed, (name, (type_id, shape)) in enumerate(tensors.items()):
             contents[name] = pattern(nbytes(type_id, shape), seed)
             for part in np.array_split(contents[name], pieces):
-                writer.write(name, part)
+                if part.size:  # a tensor that is whole takes no more, not even nothing
+                    writer.write(name, part)
         writer.finish()
     with open_gguf(path) as file:
         assert list(file.metadata) == ["general.architecture", *keys]
