@@ -1,7 +1,8 @@
 /* The threads of one forward pass: a spin barrier and a counter that hands out tasks.
  *
- * A pass crosses about ten barriers a layer, so a barrier must cost a fraction of a microsecond; threads that outnumber
- * the cores give way after a short spin. Which thread takes a task never changes a result.
+ * A pass crosses about ten barriers a layer, so a barrier must cost a fraction of a microsecond: threads spin. A thread that
+ * spins for long waits for one that has lost its core, so it goes to sleep and leaves its own. Which thread takes a task
+ * never changes a result.
  */
 #ifndef BITCONV_TEAM_H
 #define BITCONV_TEAM_H
@@ -9,6 +10,11 @@
 #include <fenv.h>
 #include <sched.h>
 #include <stdint.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -17,7 +23,10 @@ typedef struct {
     _Alignas(64) int64_t next;   /* the next task of the current step */
     _Alignas(64) int32_t arrived;
     _Alignas(64) int32_t phase;
+    int32_t sleepers;            /* threads that sleep until phase changes, or are about to */
 } bc_team;
+
+enum { BC_SPINS = 4000 }; /* some 0.1 ms: longer than a step is uneven, shorter than a time slice of the system */
 
 /* one thread's place in the team */
 typedef struct {
@@ -34,6 +43,19 @@ static inline void bc_pause(void)
 #endif
 }
 
+/* Sleep until the phase is no longer `from`; may return early. Where there is no futex, only let others run. */
+static void bc_sleep(bc_team *team, int32_t from)
+{
+#ifdef __linux__
+    __atomic_add_fetch(&team->sleepers, 1, __ATOMIC_SEQ_CST);
+    syscall(SYS_futex, &team->phase, FUTEX_WAIT_PRIVATE, from, NULL, NULL, 0); /* returns at once if the phase is another */
+    __atomic_sub_fetch(&team->sleepers, 1, __ATOMIC_SEQ_CST);
+#else
+    (void)team, (void)from;
+    sched_yield();
+#endif
+}
+
 /* Wait for the whole team; the last one to arrive makes the task counter start again. */
 static void bc_barrier(bc_thread *t)
 {
@@ -42,14 +64,18 @@ static void bc_barrier(bc_thread *t)
     if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == t->size) {
         team->arrived = 0;
         team->next = 0;
-        __atomic_store_n(&team->phase, phase, __ATOMIC_RELEASE);
+        __atomic_store_n(&team->phase, phase, __ATOMIC_SEQ_CST);
+#ifdef __linux__
+        if (__atomic_load_n(&team->sleepers, __ATOMIC_SEQ_CST))
+            syscall(SYS_futex, &team->phase, FUTEX_WAKE_PRIVATE, t->size, NULL, NULL, 0);
+#endif
         return;
     }
     for (int32_t spins = 0; __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE) != phase; spins++) {
-        if (spins < 4000)
+        if (spins < BC_SPINS)
             bc_pause();
         else
-            sched_yield();
+            bc_sleep(team, phase - 1);
     }
 }
 
