@@ -46,7 +46,7 @@ cdef extern from "csrc/forward.h" nogil:
         void exp(const float *, int64_t, float *)
         void store_kv(const float *, const float *, int32_t, int32_t, int32_t, int64_t, void *, void *)
         void attend(const bc_attention *)
-        void dense(const bc_matrix *, int64_t, int64_t, const float *, int64_t, int64_t, float *, int64_t)
+        void dense(const bc_matrix *, int64_t, int64_t, const float *, int64_t, int64_t, float *, int64_t, uint8_t *)
         void tile(const uint8_t *, const int8_t *, int32_t, int64_t, int32_t *)
         const bc_ternary *ternary
         int32_t n_ternary
@@ -92,12 +92,13 @@ cdef extern from "csrc/forward.h" nogil:
     ctypedef struct bc_scratch:
         pass
 
-    int64_t bc_scratch_layout(const bc_model *, int64_t, uint8_t *, bc_scratch *)
+    int64_t bc_scratch_layout(const bc_model *, int64_t, int32_t, uint8_t *, bc_scratch *)
     int64_t bc_value_stride(const bc_model *)
     int64_t bc_site_width(const bc_model *, int)
     int64_t bc_round_up(int64_t, int64_t)
     int bc_is_dense(int32_t)
     int64_t bc_dense_bytes(int32_t, int64_t)
+    int64_t bc_dense_work(int64_t)
     int32_t bc_forward(const bc_model *, const bc_cache *, const bc_batch *, uint8_t *, int32_t, int32_t *)
 
 cdef extern from "csrc/validate.h" nogil:
@@ -298,10 +299,10 @@ cdef class Engine:
         l.output = self.matrix(output, hidden, q_width)
         l.gate, l.up, l.down = self.matrix(gate, ffn, hidden), self.matrix(up, ffn, hidden), self.matrix(down, hidden, ffn)
 
-    def scratch_bytes(self, int64_t n) -> int:
+    def scratch_bytes(self, int64_t n, int threads) -> int:
         """Working memory of a batch of n tokens."""
         cdef bc_scratch s
-        return bc_scratch_layout(&self.model, n, NULL, &s)
+        return bc_scratch_layout(&self.model, n, threads, NULL, &s)
 
     def cache_bytes(self, int64_t n_ctx, int type_id) -> int:
         """Memory of a key/value cache of n_ctx positions, for one sequence."""
@@ -377,7 +378,7 @@ cdef class Cache:
             if not 0 <= logit_rows[i] < n:
                 raise ValueError("a wanted row is outside the batch")
         self.fill_rope(last + 1)
-        cdef int64_t need = self.engine.scratch_bytes(n) + 64
+        cdef int64_t need = self.engine.scratch_bytes(n, threads) + 64
         if self.scratch.shape[0] < need:
             self.scratch = np.zeros(need, dtype=np.uint8)
         cdef uint8_t[::1] scratch = self.scratch

@@ -68,7 +68,7 @@ def gemv(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const
     out = np.empty(end - row0, dtype=np.int32)
     cdef int32_t[::1] sums = out
     cdef int32_t q_sum = int(np.asarray(q).sum(dtype=np.int64))
-    cdef uint8_t[::1] table = np.zeros(16 * cols, dtype=np.uint8)
+    cdef uint8_t[::1] table = np.zeros(BC_TABLE_BYTES * cols, dtype=np.uint8)
     if kernels.prepare != NULL:
         for k in range(0, cols, 192):
             kernels.prepare(&m, &q[0], k, min(k + 192, cols), &table[0])
@@ -115,7 +115,8 @@ def dense(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, cons
         raise ValueError("wrong arguments")
     out = np.empty((x.shape[0], rows), dtype=np.float32)
     cdef float[:, ::1] y = out
-    find_isa(isa).dense(&m, 0, rows, &x[0, 0], x.shape[1], x.shape[0], &y[0, 0], rows)
+    cdef uint8_t[::1] work = np.zeros(bc_dense_work(cols) + 64, dtype=np.uint8)
+    find_isa(isa).dense(&m, 0, rows, &x[0, 0], x.shape[1], x.shape[0], &y[0, 0], rows, &work[64 - <size_t>&work[0] % 64])
     return out
 
 

@@ -78,11 +78,11 @@ static float ISA(norm)(const float *x, const float *g, float eps, int64_t n, flo
     return sum;
 }
 
-/* scale = 127 / max|x| in two roundings, as torch evaluates it; codes are rounded half to even */
-static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, float *scale, int32_t *sum)
+/* the largest |x|, or least where that is larger; returns whether every value is finite */
+BC_INLINE int ISA(absmax)(const float *x, int64_t n, float least, float *result)
 {
     float tmp[BC_LANES], lanes[VL];
-    VF most = ISA(vf_set1)(1e-5f), wrong = ISA(vf_set1)(0.0f);
+    VF most = ISA(vf_set1)(least), wrong = ISA(vf_set1)(0.0f);
     for (int64_t i = 0; i < n; i += BC_LANES) {
         const float *p = ISA(lanes_at)(x, i, n, tmp);
         for (int v = 0; v < NV; v++) {
@@ -93,11 +93,18 @@ static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, fl
     }
     const float bad = ISA(vf_fold)(wrong);
     ISA(vf_store)(lanes, most);
-    float m = lanes[0];
+    *result = lanes[0];
     for (int i = 1; i < VL; i++)
-        m = lanes[i] > m ? lanes[i] : m;
+        *result = lanes[i] > *result ? lanes[i] : *result;
+    return bad == bad;
+}
+
+/* scale = 127 / max|x| in two roundings, as torch evaluates it; codes are rounded half to even */
+static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, float *scale, int32_t *sum)
+{
+    float tmp[BC_LANES], m;
     *sum = 0;
-    if (bad != bad) {
+    if (!ISA(absmax)(x, n, 1e-5f, &m)) {
         memset(q, 0, (size_t)n_pad);
         *scale = 1.0f;
         return 1;

@@ -50,7 +50,8 @@ typedef struct {
     float *x, *x_next, *normed, *qkv, *attended, *gate, *up, *scale;
     int32_t *sum;
     int8_t *codes, *tiles;
-    uint8_t *tables;
+    uint8_t *tables, *own; /* own: [thread][own_bytes], what each thread makes for itself */
+    int64_t own_bytes;
 } bc_scratch;
 
 typedef struct {
@@ -78,8 +79,12 @@ static inline int64_t bc_widest(const bc_model *m)
     return bc_round_up(most, 128);
 }
 
+/* Decode makes the input of a site once in each thread, which costs less than a barrier and the way between two cores:
+ * [token] of floats, codes, scale and sum, and before them the memory of dense kernels. */
+static inline int64_t bc_own_token(const bc_model *m) { return bc_widest(m) * 5 + 64; }
+
 /* Cut base into the arrays for n tokens, 64-byte aligned; returns the bytes needed. base may be NULL to ask only. */
-static int64_t bc_scratch_layout(const bc_model *m, int64_t n, uint8_t *base, bc_scratch *s)
+static int64_t bc_scratch_layout(const bc_model *m, int64_t n, int32_t threads, uint8_t *base, bc_scratch *s)
 {
     int64_t at = 0;
 #define BC_TAKE(field, bytes)                                      \
@@ -99,6 +104,8 @@ static int64_t bc_scratch_layout(const bc_model *m, int64_t n, uint8_t *base, bc
     BC_TAKE(sum, n * 4);
     BC_TAKE(codes, n * bc_widest(m));
     BC_TAKE(tiles, (n + BC_MAX_TILE) * bc_widest(m));
+    s->own_bytes = bc_dense_work(bc_widest(m)) + (BC_GEMM_TOKENS - 1) * bc_own_token(m);
+    BC_TAKE(own, threads * s->own_bytes);
     BC_TAKE(tables, BC_MAX_LINEARS * (BC_GEMM_TOKENS - 1) * bc_widest(m) * BC_TABLE_BYTES);
 #undef BC_TAKE
     return at;
@@ -129,35 +136,49 @@ static void bc_trace(bc_run *run, const bc_input *in, int32_t layer, int site, i
     b->trace_scale[((int64_t)layer * BC_SITES + site) * b->n + t] = in->scale[t];
 }
 
-/* Make the input of a site: the activation product (site of down), the norm (if any), the codes and their tiles. */
+/* One token of the input of a site: the norm (if any), then the codes. */
+static void bc_prepare_token(bc_run *run, int32_t layer, int site, const float *src, const float *norm, const bc_input *in, int64_t t)
+{
+    const bc_isa *isa = run->model->isa;
+    float *row = in->x + t * in->ldx;
+    if (norm) {
+        isa->norm(src, norm, run->model->eps, in->cols, row);
+    } else {
+        memcpy(row, src, (size_t)in->cols * sizeof *row);
+        memset(row + in->cols, 0, (size_t)(in->ldx - in->cols) * sizeof *row);
+    }
+    if (isa->quantise(row, in->cols, in->codes_stride, in->codes + t * in->codes_stride, in->scale + t, in->sum + t))
+        bc_report_bad(run, layer * BC_SITES + site);
+}
+
+/* Make the input of a site, all tokens in every thread where they are few, else together and with a barrier. */
 static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src,
                        const float *norm, bc_input *in)
 {
     const bc_model *m = run->model;
-    const int64_t cols = bc_site_width(m, site);
-    *in = (bc_input){run->batch->n, cols, bc_round_up(cols, 128), run->s.normed, bc_round_up(cols, BC_LANES),
-                     run->s.codes, run->s.tiles, run->s.scale, run->s.sum, run->s.tables};
-    for (int64_t task; (task = bc_next_task(thread)) * BC_MAX_TILE < in->n;) {
-        const int64_t t0 = task * BC_MAX_TILE, t1 = bc_min(t0 + BC_MAX_TILE, in->n);
-        for (int64_t t = t0; t < t1; t++) {
-            float *row = in->x + t * in->ldx;
-            const float *from = src + t * ld_src;
-            if (site == BC_SITE_FFN_DOWN) { /* gate and up are not needed again: the product takes the place of gate */
-                float *product = run->s.gate + t * ld_src;
-                (m->relu2 ? m->isa->relu2_mul : m->isa->silu_mul)(product, run->s.up + t * ld_src, cols, product);
-            }
-            if (norm) {
-                m->isa->norm(from, norm, m->eps, cols, row);
-            } else {
-                memcpy(row, from, (size_t)cols * sizeof *row);
-                memset(row + cols, 0, (size_t)(in->ldx - cols) * sizeof *row);
-            }
-            if (m->isa->quantise(row, cols, in->codes_stride, in->codes + t * in->codes_stride, in->scale + t, in->sum + t))
-                bc_report_bad(run, layer * BC_SITES + site);
+    const bc_scratch *s = &run->s;
+    const int64_t cols = bc_site_width(m, site), stride = bc_round_up(cols, 128), n = run->batch->n;
+    uint8_t *own = s->own + thread->index * s->own_bytes;
+    *in = (bc_input){n, cols, stride, s->normed, bc_round_up(cols, BC_LANES), s->codes, s->tiles, s->scale, s->sum, s->tables, own};
+    if (n < BC_GEMM_TOKENS) {
+        own += bc_dense_work(bc_widest(m));
+        in->x = (float *)own, own += (BC_GEMM_TOKENS - 1) * bc_widest(m) * 4;
+        in->codes = (int8_t *)own, own += (BC_GEMM_TOKENS - 1) * bc_widest(m);
+        in->scale = (float *)own, in->sum = (int32_t *)(in->scale + BC_GEMM_TOKENS);
+        for (int64_t t = 0; t < n; t++) {
+            bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t);
+            if (thread->index == 0)
+                bc_trace(run, in, layer, site, t);
+        }
+        return;
+    }
+    for (int64_t task; (task = bc_next_task(thread)) * BC_MAX_TILE < n;) {
+        const int64_t t0 = task * BC_MAX_TILE;
+        for (int64_t t = t0; t < bc_min(t0 + BC_MAX_TILE, n); t++) {
+            bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t);
             bc_trace(run, in, layer, site, t);
         }
-        if (in->n >= BC_GEMM_TOKENS)
-            bc_pack_tile(in, t0, bc_tile(in->n - t0));
+        bc_pack_tile(in, t0, bc_tile(n - t0));
     }
     bc_barrier(thread);
 }
@@ -168,13 +189,25 @@ static bc_linear bc_linear_of(const bc_model *m, const bc_matrix *w, float *out,
     return l;
 }
 
-static void bc_multiply(bc_run *run, bc_thread *thread, bc_linear *linears, int n, const bc_input *in)
+/* One site of a layer: make its input and multiply it by the matrices that share it. product: the activation that makes
+ * one of the first two results, or NULL. */
+static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src, const float *norm,
+                    bc_linear *linears, int n, void (*product)(const float *, const float *, int64_t, float *))
 {
-    if (bc_share_tables(linears, n, in)) {
-        bc_build_tables(thread, linears, n, in);
+    bc_input in = {.n = run->batch->n};
+    if (in.n < BC_GEMM_TOKENS) { /* memory works while the input is made */
+        const int64_t rows = bc_cut_rows(linears->w->rows, bc_row_step(linears), &in, thread->size).rows;
+        bc_begin(linears, thread->index * rows, rows);
+    }
+    bc_prepare(run, thread, layer, site, src, ld_src, norm, &in);
+    if (bc_share_tables(linears, n, &in)) {
+        bc_build_tables(thread, linears, n, &in);
         bc_barrier(thread);
     }
-    bc_apply(run->model->isa, thread, linears, n, in);
+    if (product)
+        bc_apply_gated(run->model->isa, thread, linears, linears + 1, &in, product);
+    else
+        bc_apply(run->model->isa, thread, linears, n, &in);
     bc_barrier(thread);
 }
 
@@ -249,46 +282,55 @@ static void bc_layer_forward(bc_run *run, bc_thread *thread, int32_t layer)
     const int64_t ldx = bc_round_up(m->hidden, BC_LANES), ld_attended = bc_round_up(bc_attention_width(m), BC_LANES);
     const int64_t ld_ffn = bc_round_up(m->ffn, BC_LANES), ld_qkv = bc_qkv_width(m), q_width = bc_attention_width(m);
     bc_scratch *s = &run->s;
-    bc_input in;
 
-    bc_prepare(run, thread, layer, BC_SITE_ATTENTION, s->x, ldx, l->attn_norm, &in);
     bc_linear qkv[] = {
         bc_linear_of(m, &l->q, s->qkv, ld_qkv, NULL),
         bc_linear_of(m, &l->k, s->qkv + q_width, ld_qkv, NULL),
         bc_linear_of(m, &l->v, s->qkv + q_width + (int64_t)m->n_kv_heads * m->head_dim, ld_qkv, NULL),
     };
-    bc_multiply(run, thread, qkv, 3, &in);
+    bc_site(run, thread, layer, BC_SITE_ATTENTION, s->x, ldx, l->attn_norm, qkv, 3, NULL);
     bc_rotate(run, thread, layer);
     bc_attend(run, thread, layer);
-    bc_prepare(run, thread, layer, BC_SITE_ATTENTION_OUTPUT, s->attended, ld_attended, l->attn_sub_norm, &in);
     bc_linear output = bc_linear_of(m, &l->output, s->x_next, ldx, s->x);
-    bc_multiply(run, thread, &output, 1, &in);
+    bc_site(run, thread, layer, BC_SITE_ATTENTION_OUTPUT, s->attended, ld_attended, l->attn_sub_norm, &output, 1, NULL);
 
-    bc_prepare(run, thread, layer, BC_SITE_FFN, s->x_next, ldx, l->ffn_norm, &in);
     bc_linear gate_up[] = {
         bc_linear_of(m, &l->gate, s->gate, ld_ffn, NULL),
         bc_linear_of(m, &l->up, s->up, ld_ffn, NULL),
     };
-    bc_multiply(run, thread, gate_up, 2, &in);
-    bc_prepare(run, thread, layer, BC_SITE_FFN_DOWN, s->gate, ld_ffn, l->ffn_sub_norm, &in);
+    bc_site(run, thread, layer, BC_SITE_FFN, s->x_next, ldx, l->ffn_norm, gate_up, 2, m->relu2 ? m->isa->relu2_mul : m->isa->silu_mul);
     bc_linear down = bc_linear_of(m, &l->down, s->x, ldx, s->x_next);
-    bc_multiply(run, thread, &down, 1, &in);
+    bc_site(run, thread, layer, BC_SITE_FFN_DOWN, s->gate, ld_ffn, l->ffn_sub_norm, &down, 1, NULL);
+}
+
+static void bc_final_norm(bc_run *run, int64_t i, float *y)
+{
+    const bc_model *m = run->model;
+    const float *x = run->s.x + run->batch->logit_rows[i] * bc_round_up(m->hidden, BC_LANES);
+    if (!(m->isa->norm(x, m->output_norm, m->eps, m->hidden, y) < INFINITY))
+        bc_report_bad(run, m->n_layers * BC_SITES);
 }
 
 static void bc_logits(bc_run *run, bc_thread *thread)
 {
     const bc_model *m = run->model;
-    const bc_batch *b = run->batch;
-    const int64_t ldx = bc_round_up(m->hidden, BC_LANES);
-    for (int64_t i; (i = bc_next_task(thread)) < b->n_logits;) {
-        const float sum = m->isa->norm(run->s.x + b->logit_rows[i] * ldx, m->output_norm, m->eps, m->hidden, run->s.normed + i * ldx);
-        if (!(sum < INFINITY))
-            bc_report_bad(run, m->n_layers * BC_SITES);
+    const int64_t n = run->batch->n_logits;
+    uint8_t *own = run->s.own + thread->index * run->s.own_bytes;
+    bc_input in = {.n = n, .cols = m->hidden, .x = run->s.normed, .ldx = bc_round_up(m->hidden, BC_LANES), .work = own};
+    const bc_linear head = bc_linear_of(m, &m->head, run->batch->logits, m->head.rows, NULL);
+    if (n < BC_GEMM_TOKENS) { /* as in bc_prepare */
+        const int64_t rows = bc_cut_rows(m->head.rows, 1, &in, thread->size).rows;
+        bc_begin(&head, thread->index * rows, rows);
+        in.x = (float *)(own + bc_dense_work(bc_widest(m)));
+        for (int64_t i = 0; i < n; i++)
+            bc_final_norm(run, i, in.x + i * in.ldx);
+    } else {
+        for (int64_t i; (i = bc_next_task(thread)) < n;)
+            bc_final_norm(run, i, in.x + i * in.ldx);
+        bc_barrier(thread);
     }
+    bc_apply(m->isa, thread, &head, 1, &in);
     bc_barrier(thread);
-    const bc_input in = {.n = b->n_logits, .cols = m->hidden, .x = run->s.normed, .ldx = ldx};
-    bc_linear head = bc_linear_of(m, &m->head, b->logits, m->head.rows, NULL);
-    bc_multiply(run, thread, &head, 1, &in);
 }
 
 static void bc_thread_forward(bc_run *run, bc_thread *thread)
@@ -311,7 +353,7 @@ static int32_t bc_forward(const bc_model *m, const bc_cache *cache, const bc_bat
     bc_run run = {.model = m, .cache = cache, .batch = batch, .bad = INT32_MAX};
     bc_team team = {0};
     int32_t size = 1;
-    bc_scratch_layout(m, batch->n, scratch, &run.s);
+    bc_scratch_layout(m, batch->n, threads, scratch, &run.s);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
     {

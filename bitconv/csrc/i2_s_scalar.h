@@ -47,3 +47,8 @@ static int64_t bc_any_row_step(const bc_matrix *w)
     (void)w;
     return 4;
 }
+
+static void i2_s_begin(const bc_matrix *w, int64_t row0, int64_t row1)
+{
+    bc_begin_rows(w->data, w->cols / 4, row0, row1);
+}

@@ -14,6 +14,7 @@
 #define ISA(name) name##_avx2
 #define BC_ISA_NAME "avx2"
 #include "simd_avx2.h"
+#include "q6_k_avx2.h"
 #include "float_kernels.h"
 #include "gemm_avx2.h"
 #include "common_avx2.h"
@@ -23,11 +24,11 @@
 #include "tq1_0_avx2.h"
 
 static const bc_ternary ternary_avx2[] = {
-    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, i2_s_prefetch, bc_any_row_step, NULL),
-    BC_TERNARY(BC_TL1, tl1, bc_plain_panel_end, tl1_prefetch, tl_row_step, tl1_prepare_avx2),
-    BC_TERNARY(BC_TL2, tl2, tl2_panel_end, tl2_prefetch, tl_row_step, tl2_prepare_avx2),
-    BC_TERNARY(BC_TQ1_0, tq1_0, bc_plain_panel_end, tq1_0_prefetch, bc_any_row_step, NULL),
-    BC_TERNARY(BC_TQ2_0, tq2_0, bc_plain_panel_end, tq2_0_prefetch, bc_any_row_step, NULL),
+    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, bc_any_row_step, NULL),
+    BC_TERNARY(BC_TL1, tl1, bc_plain_panel_end, tl_row_step, tl1_prepare_avx2),
+    BC_TERNARY(BC_TL2, tl2, tl2_panel_end, tl_row_step, tl2_prepare_avx2),
+    BC_TERNARY(BC_TQ1_0, tq1_0, bc_plain_panel_end, bc_any_row_step, NULL),
+    BC_TERNARY(BC_TQ2_0, tq2_0, bc_plain_panel_end, bc_any_row_step, NULL),
 };
 
 #if defined(__clang__)

@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI, in a target region of its own. The types that it has no kernel of its own for use those of AVX2. */
+/* AVX-512 with VNNI, and with VBMI too, in target regions of their own. What they have no kernel for runs as on AVX2. */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define BC_HAVE_AVX512VNNI 1
 
@@ -11,9 +11,12 @@
 
 #define ISA(name) name##_avx512vnni
 #include "simd_avx512.h"
+#include "q6_k_avx512vnni.h"
 #include "float_kernels.h"
 #include "gemm_avx512vnni.h"
-#include "i2_s_avx512vnni.h"
+#include "two_bit_avx512vnni.h"
+#include "tl1_avx512vnni.h"
+#include "tq1_0_avx512vnni.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -21,10 +24,17 @@
 #pragma GCC pop_options
 #endif
 
+/* prefill unpacks panels as AVX2 does */
+#define BC_VNNI(type, prefix, step, prepare)                                                                                       \
+    {type, #prefix "_gemv_avx512vnni", #prefix "_panel_avx2", prefix##_gemv_avx512vnni, prefix##_panel_avx2,                  \
+     bc_plain_panel_end, prefix##_begin, prefix##_prefetch, step, prepare}
 static const bc_ternary ternary_avx512vnni[] = {
-    {BC_I2_S, "i2_s_gemv_avx512vnni", "i2_s_panel_avx2", i2_s_gemv_avx512vnni, i2_s_panel_avx2, bc_plain_panel_end,
-     i2_s_prefetch, bc_any_row_step, NULL},
+    BC_VNNI(BC_I2_S, i2_s, bc_any_row_step, NULL),
+    BC_VNNI(BC_TL1, tl1, tl_row_step, tl1_prepare_avx2),
+    BC_VNNI(BC_TQ1_0, tq1_0, bc_any_row_step, NULL),
+    BC_VNNI(BC_TQ2_0, tq2_0, bc_any_row_step, NULL),
 };
+#undef BC_VNNI
 
 static int usable_avx512vnni(void)
 {
@@ -35,6 +45,32 @@ static int usable_avx512vnni(void)
 static const bc_isa isa_avx512vnni = {
     .name = "avx512vnni", .usable = usable_avx512vnni, .base = &isa_avx2, BC_FLOAT_KERNELS, .tile = gemm_tile_avx512vnni, .peak = gemm_peak_avx512vnni,
     .ternary = ternary_avx512vnni, .n_ternary = sizeof ternary_avx512vnni / sizeof *ternary_avx512vnni,
+};
+
+/* VBMI besides, which looks up bytes in tables of 64: one type more, the rest is shared */
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")
+#endif
+#include "tl2_avx512vbmi.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+static const bc_ternary ternary_avx512vbmi[] = {
+    {BC_TL2, "tl2_gemv_avx512vbmi", "tl2_panel_avx2", tl2_gemv_avx512vbmi, tl2_panel_avx2, tl2_panel_end, tl2_begin, tl2_prefetch,
+     tl_row_step, tl2_prepare_avx512vbmi},
+};
+
+static int usable_avx512vbmi(void) { return usable_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }
+
+static const bc_isa isa_avx512vbmi = {
+    .name = "avx512vbmi", .usable = usable_avx512vbmi, .base = &isa_avx512vnni, BC_FLOAT_KERNELS, .tile = gemm_tile_avx512vnni, .peak = gemm_peak_avx512vnni,
+    .ternary = ternary_avx512vbmi, .n_ternary = sizeof ternary_avx512vbmi / sizeof *ternary_avx512vbmi,
 };
 
 #undef ISA

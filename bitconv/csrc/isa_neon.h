@@ -44,7 +44,7 @@ static int bc_has_dotprod(void)
 #include "i2_s_neon.h"
 
 static const bc_ternary ternary_neondot[] = {
-    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, i2_s_prefetch, bc_any_row_step, NULL),
+    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, bc_any_row_step, NULL),
 };
 #undef ISA
 #undef BC_ISA_NAME
@@ -61,14 +61,15 @@ static const bc_ternary ternary_neondot[] = {
 #define ISA(name) name##_neon
 #define BC_ISA_NAME "neon"
 #include "simd_neon.h"
+#include "q6_k_portable.h"
 #include "float_kernels.h"
 #include "gemm_neon.h"
 #include "i2_s_neon.h"
 #include "tl1_neon.h"
 
 static const bc_ternary ternary_neon[] = {
-    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, i2_s_prefetch, bc_any_row_step, NULL),
-    BC_TERNARY(BC_TL1, tl1, bc_plain_panel_end, tl1_prefetch, tl_row_step, tl1_prepare_neon),
+    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, bc_any_row_step, NULL),
+    BC_TERNARY(BC_TL1, tl1, bc_plain_panel_end, tl_row_step, tl1_prepare_neon),
 };
 
 static int usable_neon(void) { return 1; }

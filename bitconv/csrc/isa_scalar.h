@@ -3,6 +3,7 @@
 #define ISA(name) name##_scalar
 #define BC_ISA_NAME "scalar"
 #include "simd_scalar.h"
+#include "q6_k_portable.h"
 #include "float_kernels.h"
 #include "gemm_scalar.h"
 #include "i2_s_scalar.h"
@@ -12,11 +13,11 @@
 #include "tq2_0_scalar.h"
 
 static const bc_ternary ternary_scalar[] = {
-    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, i2_s_prefetch, bc_any_row_step, NULL),
-    BC_TERNARY(BC_TL1, tl1, bc_plain_panel_end, tl1_prefetch, tl_row_step, NULL),
-    BC_TERNARY(BC_TL2, tl2, tl2_panel_end, tl2_prefetch, tl_row_step, NULL),
-    BC_TERNARY(BC_TQ1_0, tq1_0, bc_plain_panel_end, tq1_0_prefetch, bc_any_row_step, NULL),
-    BC_TERNARY(BC_TQ2_0, tq2_0, bc_plain_panel_end, tq2_0_prefetch, bc_any_row_step, NULL),
+    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, bc_any_row_step, NULL),
+    BC_TERNARY(BC_TL1, tl1, bc_plain_panel_end, tl_row_step, NULL),
+    BC_TERNARY(BC_TL2, tl2, tl2_panel_end, tl_row_step, NULL),
+    BC_TERNARY(BC_TQ1_0, tq1_0, bc_plain_panel_end, bc_any_row_step, NULL),
+    BC_TERNARY(BC_TQ2_0, tq2_0, bc_plain_panel_end, bc_any_row_step, NULL),
 };
 
 static int usable_scalar(void) { return 1; }

@@ -19,6 +19,7 @@
 enum {
     BC_LANES = 32,       /* virtual lanes of a float reduction; float rows are padded to a multiple of it */
     BC_KEYS = 32,        /* keys in one block of the cache and of the online softmax */
+    BC_MAX_ROWS = 1024,  /* rows of one decode task, so of a tile too; the int32 sums of a task lie on the stack */
     BC_TILE_ROWS = 16,   /* rows of one register tile */
     BC_PANEL_ROWS = 32,  /* rows unpacked at a time: two register tiles, and one row block of TL1 and TL2 */
     BC_PANEL_COLS = 512, /* columns unpacked at a time, at most: 16 KiB of codes, which stay in L1 */
@@ -26,6 +27,9 @@ enum {
     BC_MAX_TILE = 6,     /* tokens of one register tile */
     BC_QUERIES = 3,      /* queries that share one pass over the keys */
     BC_MAX_HEAD_DIM = 1024,
+    BC_STREAMS = 4,      /* places that lie far apart and are read together: one or two do not fill the memory pipeline */
+    BC_AHEAD = 512,      /* bytes of each stream that are fetched before its kernel begins */
+    BC_DENSE_TOKENS = 4, /* tokens that share one pass over dense rows, at most */
 };
 
 /* ggml tensor type ids that the engine executes */
@@ -52,6 +56,8 @@ typedef struct {
      * k1 = panel_end(w, k0), and what stands for rows past the end is any code */
     void (*panel)(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel);
     int64_t (*panel_end)(const bc_matrix *w, int64_t k0);
+    /* fetch the beginnings of what gemv(w, row0, row1) will read */
+    void (*begin)(const bc_matrix *w, int64_t row0, int64_t row1);
     /* fetch part i of 32 of what panel(w, row0, k0, k1) will read */
     void (*prefetch)(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i);
     int64_t (*row_step)(const bc_matrix *w);
@@ -87,9 +93,10 @@ typedef struct bc_isa {
     void (*store_kv)(const float *k, const float *v, int32_t head_dim, int32_t v_stride, int32_t type, int64_t key,
                      void *k_cache, void *v_cache);
     void (*attend)(const bc_attention *a);
-    /* out[t][r - row0] = sum_k w[r][k] * x[t][k]; x rows are ldx floats apart and zero past cols */
+    /* out[t][r - row0] = sum_k w[r][k] * x[t][k]; x rows are ldx floats apart and zero past cols; work is memory of
+     * bc_dense_work(cols) bytes, aligned to 64 */
     void (*dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n,
-                  float *out, int64_t ldo);
+                  float *out, int64_t ldo, uint8_t *work);
     /* y = (sum - minus) / act_scale * weight_scale, plus residual where there is one: the one place where exact sums
      * become floats */
     void (*finish)(const int32_t *sum, int64_t n, int32_t minus, float act_scale, float weight_scale, const float *residual,
@@ -121,6 +128,10 @@ static inline int bc_is_dense(int32_t type)
     return type == BC_F32 || type == BC_F16 || type == BC_BF16 || type == BC_Q8_0 || type == BC_Q6_K;
 }
 
+/* the bytes of one token as digits (float_q6_k.h), and of the tokens of one pass */
+static inline int64_t bc_digits_bytes(int64_t cols) { return bc_round_up(cols * 3 + cols / 16 * 6 + 4, 64); }
+static inline int64_t bc_dense_work(int64_t cols) { return bc_digits_bytes(bc_round_up(cols, 256)) * BC_DENSE_TOKENS; }
+
 /* where the code of row i and column k of a panel of n columns lies */
 static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)
 {
@@ -130,14 +141,21 @@ static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)
 static inline int64_t bc_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* one row of a table of ternary types; needs ISA and BC_ISA_NAME */
-#define BC_TERNARY(type, prefix, panel_end, prefetch, row_step, prepare)                                              \
+#define BC_TERNARY(type, prefix, panel_end, row_step, prepare)                                                        \
     {type, #prefix "_gemv_" BC_ISA_NAME, #prefix "_panel_" BC_ISA_NAME, ISA(prefix##_gemv), ISA(prefix##_panel),      \
-     panel_end, prefetch, row_step, prepare}
+     panel_end, prefix##_begin, prefix##_prefetch, row_step, prepare}
 
 static inline void bc_prefetch(const uint8_t *from, int64_t bytes)
 {
     for (int64_t at = 0; at < bytes; at += 64)
         __builtin_prefetch(from + at);
+}
+
+/* the beginnings of the streams of rows row0..row1, which lie one after another */
+static inline void bc_begin_rows(const uint8_t *data, int64_t row_bytes, int64_t row0, int64_t row1)
+{
+    for (int64_t i = 0; i < BC_STREAMS; i++)
+        bc_prefetch(data + (row0 + (row1 - row0) / BC_STREAMS * i) * row_bytes, bc_min(BC_AHEAD, row_bytes));
 }
 
 #define BC_INLINE static inline __attribute__((always_inline))

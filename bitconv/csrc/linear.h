@@ -7,10 +7,10 @@
 
 enum {
     BC_GEMM_TOKENS = 4,   /* from this many tokens on, panels and tiles beat one GEMV per token */
-    BC_MAX_ROWS = 1024,   /* rows of one task; its int32 sums lie on the stack */
     BC_MIN_ROWS = 16,
+    BC_TASKS = 8,         /* of one product, for each thread: a thread that loses its core leaves little undone */
     BC_TABLE_COLS = 768,  /* columns of one task that builds look-up tables */
-    BC_TABLE_BYTES = 16,  /* of look-up tables per column, at most */
+    BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
 };
 
@@ -24,6 +24,7 @@ typedef struct {
     float *scale;                  /* [n]; x ~= codes / scale */
     int32_t *sum;                  /* [n]; the sum of the codes */
     uint8_t *tables;               /* [BC_MAX_LINEARS][BC_GEMM_TOKENS - 1][codes_stride * BC_TABLE_BYTES] for decode */
+    uint8_t *work;                 /* this thread's, bc_dense_work(cols) bytes */
 } bc_input;
 
 /* out[t][row] = W x_t, plus residual[t][row] when there is one */
@@ -100,29 +101,33 @@ static void bc_build_tables(bc_thread *thread, const bc_linear *linears, int n, 
     }
 }
 
-static inline int64_t bc_rows_per_task(const bc_linear *l, int32_t threads)
+/* Tasks of a step: row ranges of its products, for each block of tokens where they are many. */
+typedef struct {
+    int64_t rows, row_tasks, token_tasks;
+} bc_cut;
+
+static bc_cut bc_cut_rows(int64_t rows, int64_t step, const bc_input *in, int32_t threads)
 {
-    int64_t each = bc_round_up(l->w->rows / (8 * threads) + 1, 4);
-    each = each < BC_MIN_ROWS ? BC_MIN_ROWS : bc_min(each, BC_MAX_ROWS);
-    const int64_t step = l->ternary ? l->ternary->row_step(l->w) : 1;
-    return each <= step ? step : each / step * step;
+    bc_cut cut = {.rows = BC_PANEL_ROWS, .token_tasks = (in->n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK};
+    if (in->n < BC_GEMM_TOKENS) {
+        const int64_t each = bc_round_up(rows / (BC_TASKS * threads) + 1, 4);
+        cut.rows = each < BC_MIN_ROWS ? BC_MIN_ROWS : bc_min(each, BC_MAX_ROWS);
+        cut.rows = cut.rows <= step ? step : cut.rows / step * step;
+    }
+    cut.row_tasks = (rows + cut.rows - 1) / cut.rows;
+    return cut;
 }
 
-static int64_t bc_linear_tasks(const bc_linear *l, const bc_input *in, int32_t threads)
-{
-    if (bc_uses_gemm(l, in))
-        return (l->w->rows + BC_PANEL_ROWS - 1) / BC_PANEL_ROWS * ((in->n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK);
-    const int64_t each = bc_rows_per_task(l, threads);
-    return (l->w->rows + each - 1) / each;
-}
+static inline int64_t bc_row_step(const bc_linear *l) { return l->ternary ? l->ternary->row_step(l->w) : 1; }
 
-static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
+static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1, int64_t t0, int64_t n)
 {
-    isa->dense(l->w, row0, row1, in->x, in->ldx, in->n, l->out + row0, l->ldo);
+    float *out = l->out + t0 * l->ldo;
+    isa->dense(l->w, row0, row1, in->x + t0 * in->ldx, in->ldx, n, out + row0, l->ldo, in->work);
     if (l->residual)
-        for (int64_t t = 0; t < in->n; t++)
+        for (int64_t t = 0; t < n; t++)
             for (int64_t r = row0; r < row1; r++)
-                l->out[t * l->ldo + r] += l->residual[t * l->ldo + r];
+                out[t * l->ldo + r] += l->residual[(t0 + t) * l->ldo + r];
 }
 
 static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
@@ -138,17 +143,19 @@ static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *
 /* All tiles of a block of tokens on one unpacked panel. Meanwhile the memory that comes next is fetched: the packed weights
  * of the next panel, and after the last columns the lines that the results go to. */
 static void bc_run_tiles(const bc_isa *isa, const bc_linear *l, const bc_input *in, const uint8_t *panel, int64_t row0, int64_t k0,
-                         int64_t k1, int64_t t0, int64_t n, int64_t next_row0, int32_t *const acc[2])
+                         int64_t k1, int64_t t0, int64_t n, const bc_linear *next, int64_t next_row0, int32_t *const acc[2])
 {
-    const int64_t next_k0 = k1 < l->w->cols ? k1 : 0, next_k1 = l->ternary->panel_end(l->w, next_k0);
+    const int ends = k1 == l->w->cols;
+    const bc_matrix *ahead = ends ? next->w : l->w;
+    const int64_t next_k0 = ends ? 0 : k1, next_k1 = (ends ? next : l)->ternary->panel_end(ahead, next_k0);
     const int64_t n_halves = acc[1] ? 2 : 1, steps = n_halves * ((n + BC_MAX_TILE - 1) / BC_MAX_TILE);
     int64_t step = 0;
     for (int64_t half = 0; half < n_halves; half++)
         for (int64_t t = 0; t < n; step++) {
             const int32_t tile = bc_tile(in->n - t0 - t);
             for (int64_t i = step * 32 / steps; i < (step + 1) * 32 / steps; i++)
-                l->ternary->prefetch(l->w, k1 < l->w->cols ? row0 : next_row0, next_k0, next_k1, i);
-            if (k1 == l->w->cols)
+                (ends ? next : l)->ternary->prefetch(ahead, ends ? next_row0 : row0, next_k0, next_k1, i);
+            if (ends)
                 for (int64_t i = t; i < bc_min(t + tile, n); i++)
                     __builtin_prefetch(l->out + (t0 + i) * l->ldo + row0 + half * BC_TILE_ROWS, 1);
             isa->tile(panel + half * (k1 - k0) * BC_TILE_ROWS, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile, k1 - k0,
@@ -158,7 +165,8 @@ static void bc_run_tiles(const bc_isa *isa, const bc_linear *l, const bc_input *
 }
 
 /* One panel of rows against one block of tokens. The int32 sums are of codes trit + 1, hence the correction. */
-static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t t0, int64_t next_row0)
+static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t t0, const bc_linear *next,
+                         int64_t next_row0)
 {
     _Alignas(64) uint8_t panel[BC_PANEL_ROWS * BC_PANEL_COLS];
     _Alignas(64) int32_t sums[2][(BC_TOKEN_BLOCK + BC_MAX_TILE) * BC_TILE_ROWS];
@@ -169,7 +177,7 @@ static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *
     for (int64_t k0 = 0, k1; k0 < l->w->cols; k0 = k1) {
         k1 = l->ternary->panel_end(l->w, k0);
         l->ternary->panel(l->w, row0, k0, k1, panel);
-        bc_run_tiles(isa, l, in, panel, row0, k0, k1, t0, n, next_row0, acc);
+        bc_run_tiles(isa, l, in, panel, row0, k0, k1, t0, n, next, next_row0, acc);
     }
     for (int64_t t = 0; t < n; t++)
         for (int64_t half = 0; half < 2 && acc[half]; half++) {
@@ -179,25 +187,74 @@ static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *
         }
 }
 
+/* Rows row0..row1 of a product for one block of tokens. next and next_row0 are what this thread will probably do then. */
+static void bc_rows_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1, int64_t t0,
+                         const bc_linear *next, int64_t next_row0)
+{
+    if (!l->ternary)
+        bc_dense_task(isa, l, in, row0, row1, t0, bc_min(in->n - t0, BC_TOKEN_BLOCK));
+    else if (bc_uses_gemm(l, in))
+        bc_gemm_task(isa, l, in, row0, t0, next->ternary ? next : l, next->ternary ? next_row0 : row0);
+    else
+        bc_gemv_task(isa, l, in, row0, row1);
+}
+
+/* Fetch the beginnings of a task's streams, so that it does not begin by waiting for memory. */
+static inline void bc_begin(const bc_linear *l, int64_t row0, int64_t rows)
+{
+    const int64_t row1 = bc_min(row0 + rows, l->w->rows);
+    if (row0 >= row1)
+        return;
+    if (l->ternary)
+        l->ternary->begin(l->w, row0, row1);
+    else
+        bc_begin_rows(l->w->data, bc_dense_bytes(l->w->type, l->w->cols), row0, row1);
+}
+
+/* The first task of a step goes to the thread of its number, so that each knows what to fetch while it makes the input. */
+static inline int64_t bc_later_task(bc_thread *thread) { return thread->size + bc_next_task(thread); }
+
 /* One step of a pass: all products that share an input, cut into tasks over all threads. The caller puts the barrier. */
 static void bc_apply(const bc_isa *isa, bc_thread *thread, const bc_linear *linears, int n_linears, const bc_input *in)
 {
-    int64_t task = bc_next_task(thread), first = 0;
+    int64_t task = thread->index, first = 0;
     for (int i = 0; i < n_linears; i++) {
         const bc_linear *l = linears + i;
-        const int64_t tasks = bc_linear_tasks(l, in, thread->size), each = bc_rows_per_task(l, thread->size);
-        const int64_t panels = (l->w->rows + BC_PANEL_ROWS - 1) / BC_PANEL_ROWS;
-        for (; task < first + tasks; task = bc_next_task(thread)) {
-            const int64_t at = task - first, row0 = at * each, row1 = bc_min(row0 + each, l->w->rows);
-            if (bc_uses_gemm(l, in)) /* all panels of a token block before the next: the codes of the block stay in L2 */
-                bc_gemm_task(isa, l, in, at % panels * BC_PANEL_ROWS, at / panels * BC_TOKEN_BLOCK,
-                             (at + thread->size) % panels * BC_PANEL_ROWS);
-            else if (l->ternary)
-                bc_gemv_task(isa, l, in, row0, row1);
-            else
-                bc_dense_task(isa, l, in, row0, row1);
+        const bc_cut cut = bc_cut_rows(l->w->rows, bc_row_step(l), in, thread->size);
+        for (; task < first + cut.row_tasks * cut.token_tasks; task = bc_later_task(thread)) {
+            /* all rows of a token block before the next: the codes of the block stay in L2 */
+            const int64_t at = task - first, row0 = at % cut.row_tasks * cut.rows;
+            const int64_t next_row0 = (at + thread->size) % cut.row_tasks * cut.rows;
+            if (in->n < BC_GEMM_TOKENS)
+                bc_begin(l, next_row0, cut.rows);
+            bc_rows_task(isa, l, in, row0, bc_min(row0 + cut.rows, l->w->rows), at / cut.row_tasks * BC_TOKEN_BLOCK, l, next_row0);
         }
-        first += tasks;
+        first += cut.row_tasks * cut.token_tasks;
+    }
+}
+
+/* The step of the feed-forward gate: the products gate and up of the same rows, then out of gate = product(gate, up). */
+static void bc_apply_gated(const bc_isa *isa, bc_thread *thread, const bc_linear *gate, const bc_linear *up, const bc_input *in,
+                           void (*product)(const float *, const float *, int64_t, float *))
+{
+    int64_t step = BC_LANES; /* whole vectors of floats belong to one task */
+    while (step % bc_row_step(gate) || step % bc_row_step(up))
+        step += BC_LANES;
+    const int64_t rows = gate->w->rows;
+    const bc_cut cut = bc_cut_rows(rows, step, in, thread->size);
+    for (int64_t task = thread->index; task < cut.row_tasks * cut.token_tasks; task = bc_later_task(thread)) {
+        const int64_t row0 = task % cut.row_tasks * cut.rows, row1 = bc_min(row0 + cut.rows, rows);
+        const int64_t t0 = task / cut.row_tasks * BC_TOKEN_BLOCK, next_row0 = (task + thread->size) % cut.row_tasks * cut.rows;
+        if (in->n < BC_GEMM_TOKENS)
+            bc_begin(up, row0, cut.rows);
+        bc_rows_task(isa, gate, in, row0, row1, t0, up, row0);
+        if (in->n < BC_GEMM_TOKENS)
+            bc_begin(gate, next_row0, cut.rows);
+        bc_rows_task(isa, up, in, row0, row1, t0, gate, next_row0);
+        for (int64_t t = t0; t < bc_min(t0 + BC_TOKEN_BLOCK, in->n); t++) {
+            float *y = gate->out + t * gate->ldo + row0;
+            product(y, up->out + t * up->ldo + row0, row1 - row0, y);
+        }
     }
 }
 

@@ -43,18 +43,18 @@ BC_INLINE void tl_add_rows_avx2(int32_t *out, __m128i sums)
     _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), _mm256_cvtepi16_epi32(sums)));
 }
 
-/* one row block of one tile: 32 or 64 rows x BK columns, contiguous */
-BC_INLINE void tl1_block_avx2(const uint8_t *data, const uint8_t *table, int64_t bk, int bm, int32_t *out)
+/* one row block of one tile, 32 or 64 rows x BK columns and contiguous, added to its sums */
+BC_INLINE void tl1_block_avx2(const uint8_t *data, const uint8_t *table, int64_t bk, int bm, int16_t *sums)
 {
     const __m256i zero = _mm256_setzero_si256();
-    __m256i sum[2][2] = {{zero, zero}, {zero, zero}};
+    __m256i *kept = (__m256i *)sums, sum[2][2] = {{kept[0], kept[1]}, {kept[2], kept[3]}};
     const int64_t steps = bk / (256 / bm);
     for (int64_t s = 0; s < steps;) {
         __m256i low[2] = {zero, zero}, high[2] = {zero, zero};
         const int64_t end = bc_min(s + 4, steps);
         for (; s < end; s++, data += 64) {
             const uint8_t *t = table + s * (bm == 32 ? 128 : 64);
-            _mm_prefetch((const char *)data + 2048, _MM_HINT_T0);
+            _mm_prefetch((const char *)data + 1024, _MM_HINT_T0);
             __m256i low0, high0, low1, high1;
             if (bm == 32) {
                 const __m256i *planes = (const __m256i *)t;
@@ -69,33 +69,25 @@ BC_INLINE void tl1_block_avx2(const uint8_t *data, const uint8_t *table, int64_t
         tl1_fold_avx2(low[0], high[0], sum[0]);
         tl1_fold_avx2(low[1], high[1], sum[1]);
     }
-    for (int half = 0; half < 2; half++)
-        for (int part = 0; part < 2; part++) { /* rows 8*part.. of 16 rows, which are both lanes' or one lane's */
-            const __m128i first = _mm256_castsi256_si128(sum[half][part]), second = _mm256_extracti128_si256(sum[half][part], 1);
-            if (bm == 32) {
-                tl_add_rows_avx2(out + half * 16 + part * 8, _mm_add_epi16(first, second));
-            } else {
-                tl_add_rows_avx2(out + half * 32 + part * 8, first);
-                tl_add_rows_avx2(out + half * 32 + 16 + part * 8, second);
-            }
-        }
+    kept[0] = sum[0][0], kept[1] = sum[0][1], kept[2] = sum[1][0], kept[3] = sum[1][1];
 }
 
-static void tl1_gemv_avx2(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, const uint8_t *table,
-                          int32_t *out)
+/* add the int16 sums of a row block to its int32 ones, and begin anew */
+BC_INLINE void tl1_widen_avx2(int16_t *sums, int bm, int32_t *out)
 {
-    (void)q, (void)q_sum;
-    const int64_t bk = w->tile_cols, bm = w->micro_rows;
-    const uint8_t *data = w->data + row0 * (w->cols / 4);
-    memset(out, 0, (size_t)(row1 - row0) * sizeof *out);
-    for (int64_t first = 0; first < row1 - row0; first += w->tile_rows)
-        for (int64_t k = 0; k < w->cols; k += bk)
-            for (int64_t r = first; r < first + w->tile_rows; r += bm, data += bm * bk / 4)
-                if (bm == 32)
-                    tl1_block_avx2(data, table + k * 16, bk, 32, out + r);
-                else
-                    tl1_block_avx2(data, table + k * 16, bk, 64, out + r);
+    for (int i = 0; i < 4; i++) { /* rows 8 * (i % 2).. of 16 rows, which are both lanes' or one lane's */
+        const __m128i *lanes = (const __m128i *)sums + 2 * i;
+        if (bm == 32) {
+            tl_add_rows_avx2(out + i * 8, _mm_add_epi16(lanes[0], lanes[1]));
+        } else {
+            tl_add_rows_avx2(out + i / 2 * 32 + i % 2 * 8, lanes[0]);
+            tl_add_rows_avx2(out + i / 2 * 32 + 16 + i % 2 * 8, lanes[1]);
+        }
+    }
+    memset(sums, 0, 64 * sizeof *sums);
 }
+
+#include "tl1_rows.h"
 
 /* 2 x 16 bytes of pairs -> panel lines: 4 columns of 16 rows for each lane */
 BC_INLINE void tl_pair_lines_avx2(__m256i v, __m256i lines[2][2])

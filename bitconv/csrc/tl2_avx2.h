@@ -6,6 +6,9 @@
  * Bytes stand in the order rows 0..7, 16..23 | 8..15, 24..31, which unpacking to int16 turns into row order.
  */
 
+/* the bytes of a row of tiles are one run; several far-apart places at a time lost */
+enum { TL2_AHEAD = 1536 };
+
 /* 8 triples of 32 rows: the sign bits of a row in one byte, triple q at bit 7, 5, 3, 1, 6, 4, 2, 0 */
 BC_INLINE __m256i tl2_signs_avx2(const uint8_t *words)
 {
@@ -23,23 +26,32 @@ BC_INLINE __m256i tl2_sign_avx2(__m256i signs, int q)
     return _mm256_or_si256(_mm256_slli_epi16(signs, q < 4 ? 2 * q : 2 * q - 7), _mm256_set1_epi8(1));
 }
 
-static void tl2_prepare_avx2(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table)
+/* the sums of three weights under the 14 patterns |t| */
+BC_INLINE __m256i tl2_triple_sums_avx2(const int8_t *q)
 {
     const __m256i w0 = _mm256_setr_epi16(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0);
     const __m256i w1 = _mm256_setr_epi16(0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0);
     const __m256i w2 = _mm256_setr_epi16(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0);
-    const int64_t three_k = tl2_three_k(w);
-    int64_t k = k0;
-    for (; k < bc_min(k1, three_k); k += 3) {
-        const __m256i v = _mm256_add_epi16(_mm256_add_epi16(_mm256_mullo_epi16(_mm256_set1_epi16(q[k]), w0),
-                                                            _mm256_mullo_epi16(_mm256_set1_epi16(q[k + 1]), w1)),
-                                           _mm256_mullo_epi16(_mm256_set1_epi16(q[k + 2]), w2));
-        store_planes_avx2(table + k / 3 * 32, table + k / 3 * 32 + 16, v, 25, 1311);
-    }
-    for (; k < k1; k += 2) {
-        uint8_t *t = table + three_k / 3 * 32 + (k - three_k) / 2 * 32;
+    return _mm256_add_epi16(_mm256_add_epi16(_mm256_mullo_epi16(_mm256_set1_epi16(q[0]), w0),
+                                             _mm256_mullo_epi16(_mm256_set1_epi16(q[1]), w1)),
+                            _mm256_mullo_epi16(_mm256_set1_epi16(q[2]), w2));
+}
+
+/* the tables of those of the columns k0..k1 that are pairs */
+BC_INLINE void tl2_prepare_pairs_avx2(const int8_t *q, int64_t three_k, int64_t k0, int64_t k1, uint8_t *table)
+{
+    for (int64_t k = k0 > three_k ? k0 : three_k; k < k1; k += 2) {
+        uint8_t *t = table + (k - three_k) / 2 * 32;
         store_planes_avx2(t, t + 16, pair_sums_avx2(q + k), 25, 1311);
     }
+}
+
+static void tl2_prepare_avx2(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table)
+{
+    const int64_t three_k = tl2_three_k(w);
+    for (int64_t k = k0; k < bc_min(k1, three_k); k += 3)
+        store_planes_avx2(table + k / 3 * 32, table + k / 3 * 32 + 16, tl2_triple_sums_avx2(q + k), 25, 1311);
+    tl2_prepare_pairs_avx2(q, three_k, k0, k1, table + three_k / 3 * 32);
 }
 
 BC_INLINE void tl2_fold_avx2(__m256i low, __m256i high, __m256i sum[2])
@@ -71,8 +83,8 @@ BC_INLINE void tl2_block_avx2(const uint8_t *nibbles, const uint8_t *words, cons
     for (int64_t round = 0; round < bk / 24; round++, nibbles += 128, words += 32, table += 256) {
         const __m256i signs = tl2_signs_avx2(words);
         __m256i low = zero, high = zero;
-        _mm_prefetch((const char *)nibbles + 3072, _MM_HINT_T0);
-        _mm_prefetch((const char *)nibbles + 3136, _MM_HINT_T0);
+        _mm_prefetch((const char *)nibbles + TL2_AHEAD, _MM_HINT_T0);
+        _mm_prefetch((const char *)nibbles + TL2_AHEAD + 64, _MM_HINT_T0);
 #pragma GCC unroll 4
         for (int q = 0; q < 8; q += 2) {
             const __m256i v = _mm256_loadu_si256((const __m256i *)(nibbles + q * 16));
@@ -98,21 +110,30 @@ BC_INLINE void tl2_pair_block_avx2(const uint8_t *data, const uint8_t *table, in
     tl2_add_rows_avx2(out, sum);
 }
 
+/* the pairs of a row of tiles */
+BC_INLINE void tl2_pairs_avx2(const bc_matrix *w, int64_t row, const uint8_t *table, int32_t *out)
+{
+    const int64_t two_k = w->cols - tl2_three_k(w);
+    const uint8_t *pairs = w->data + tl2_pairs_at(w, row, 0);
+    for (int64_t k = 0; k < two_k; k += 32)
+        for (int64_t r = 0; r < w->tile_rows; r += 32, pairs += 256)
+            tl2_pair_block_avx2(pairs, table + k * 16, out + r);
+}
+
 static void tl2_gemv_avx2(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, const uint8_t *table,
                           int32_t *out)
 {
     (void)q, (void)q_sum;
-    const int64_t bk = w->tile_cols, three_k = tl2_three_k(w), two_k = w->cols - three_k;
+    const int64_t bk = w->tile_cols, three_k = tl2_three_k(w);
     memset(out, 0, (size_t)(row1 - row0) * sizeof *out);
     for (int64_t first = row0; first < row1; first += w->tile_rows) {
         const uint8_t *nibbles = w->data + tl2_nibbles_at(w, first, 0), *words = w->data + tl2_signs_at(w, first, 0);
-        const uint8_t *pairs = w->data + tl2_pairs_at(w, first, 0), *pair_table = table + three_k / 3 * 32;
         for (int64_t k = 0; k < three_k; k += bk)
-            for (int64_t r = first; r < first + w->tile_rows; r += 32, nibbles += 32 * bk / 6, words += 32 * bk / 24)
-                tl2_block_avx2(nibbles, words, table + k / 3 * 32, bk, out + (r - row0));
-        for (int64_t k = 0; k < two_k; k += 32)
-            for (int64_t r = first; r < first + w->tile_rows; r += 32, pairs += 256)
-                tl2_pair_block_avx2(pairs, pair_table + k * 16, out + (r - row0));
+            for (int64_t r = 0; r < w->tile_rows; r += 32) {
+                const int64_t before = k * w->tile_rows + r * bk; /* weights of this row of tiles */
+                tl2_block_avx2(nibbles + before / 6, words + before / 24, table + k / 3 * 32, bk, out + (first - row0 + r));
+            }
+        tl2_pairs_avx2(w, first, table + three_k / 3 * 32, out + (first - row0));
     }
 }
 

@@ -91,3 +91,10 @@ static void tl2_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k
         bc_prefetch(w->data + tl2_signs_at(w, row, k), 32);
     }
 }
+
+static void tl2_begin(const bc_matrix *w, int64_t row0, int64_t row1)
+{
+    (void)row1;
+    bc_prefetch(w->data + tl2_nibbles_at(w, row0, 0), 2 * BC_AHEAD);
+    bc_prefetch(w->data + tl2_signs_at(w, row0, 0), BC_AHEAD / 2);
+}

@@ -41,3 +41,8 @@ static void tq1_0_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t
     const int64_t row = bc_min(row0 + i, w->rows - 1);
     bc_prefetch(w->data + (row * w->cols + k0) / 256 * TQ1_0_BLOCK, (k1 - k0) / 256 * TQ1_0_BLOCK);
 }
+
+static void tq1_0_begin(const bc_matrix *w, int64_t row0, int64_t row1)
+{
+    bc_begin_rows(w->data, w->cols / 256 * TQ1_0_BLOCK, row0, row1);
+}

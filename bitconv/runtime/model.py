@@ -179,7 +179,8 @@ class Context:
             raise ResourceError(
                 f"a context of {n_ctx} tokens needs {need / 1e9:.1f} GB, which cannot be had\nuse a smaller one (-c)"
             ) from error
-        self._batch = max(16, min(_MAX_BATCH, _SCRATCH_BYTES // model.engine.scratch_bytes(1)))
+        per_token = model.engine.scratch_bytes(_MAX_BATCH, 1) // _MAX_BATCH
+        self._batch = max(16, min(_MAX_BATCH, _SCRATCH_BYTES // per_token))
 
     def forward(self, ids: Sequence[int], *, logits: Literal["last", "all", "none"] = "last") -> np.ndarray:
         """Append tokens to the sequence.

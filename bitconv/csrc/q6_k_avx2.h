@@ -1,0 +1,69 @@
+/* Q6_K on AVX2: vpmaddubsw of 32 codes and 32 digits, then vpmaddwd by the scales of their 16-column halves.
+ *
+ * A lane of vpmaddubsw is at most 2 * 63 * 128 = 16128, and of vpmaddwd 2 * 16128 * 128 < 2^22, of which a block adds 8.
+ */
+
+BC_INLINE __m256i q6_k_load_avx2(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+/* codes of 128 columns, from 64 bytes of low nibbles and 32 of high pairs */
+BC_INLINE void q6_k_codes_avx2(const uint8_t *low, const uint8_t *high, __m256i codes[4])
+{
+    const __m256i nibble = _mm256_set1_epi8(15), pair = _mm256_set1_epi8(0x30);
+    const __m256i a = q6_k_load_avx2(low), b = q6_k_load_avx2(low + 32), h = q6_k_load_avx2(high);
+    codes[0] = _mm256_or_si256(_mm256_and_si256(a, nibble), _mm256_and_si256(_mm256_slli_epi16(h, 4), pair));
+    codes[1] = _mm256_or_si256(_mm256_and_si256(b, nibble), _mm256_and_si256(_mm256_slli_epi16(h, 2), pair));
+    codes[2] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(a, 4), nibble), _mm256_and_si256(h, pair));
+    codes[3] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(b, 4), nibble), _mm256_and_si256(_mm256_srli_epi16(h, 2), pair));
+}
+
+BC_INLINE void q6_k_block_avx2(const uint8_t *block, int64_t cols, int64_t b, const uint8_t *digits, int64_t step, int n_t, __m256 *acc)
+{
+    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(block + 192)));
+    const __m128i scales = _mm256_castsi256_si128(all);
+    /* the scales of even groups of 16 columns in the low lane, of odd ones in the high lane */
+    const __m256i pairs = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
+    const __m256i in_order = _mm256_cvtepi8_epi16(scales);
+    __m256i codes[8], scale[8];
+    q6_k_codes_avx2(block, block + 128, codes);
+    q6_k_codes_avx2(block + 64, block + 160, codes + 4);
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g++)
+        scale[g] = _mm256_shuffle_epi8(pairs, _mm256_set1_epi16((short)((2 * g + 1) << 8 | 2 * g)));
+    int16_t half;
+    memcpy(&half, block + 208, 2);
+    const __m256 d = _mm256_cvtph_ps(_mm_set1_epi16(half));
+    for (int t = 0; t < n_t; t++) {
+        const uint8_t *x = digits + t * step, *sums = x + 3 * cols;
+        __m256 value[3];
+#pragma GCC unroll 3
+        for (int digit = 0; digit < 3; digit++) {
+            const __m256i minus = _mm256_madd_epi16(in_order, q6_k_load_avx2(sums + (digit * (cols / 16) + b * 16) * 2));
+            __m256i p = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(minus, 5));
+#pragma GCC unroll 8
+            for (int g = 0; g < 8; g++) {
+                const __m256i two = _mm256_maddubs_epi16(codes[g], q6_k_load_avx2(x + digit * cols + b * 256 + g * 32));
+                p = _mm256_add_epi32(p, _mm256_madd_epi16(two, scale[g]));
+            }
+            value[digit] = _mm256_cvtepi32_ps(p);
+        }
+        const __m256 lower = _mm256_fmadd_ps(value[1], _mm256_set1_ps(256.0f), value[2]);
+        acc[t] = _mm256_fmadd_ps(d, _mm256_fmadd_ps(value[0], _mm256_set1_ps(65536.0f), lower), acc[t]);
+    }
+}
+
+/* the arguments are those of q6_k_portable.h */
+BC_INLINE void q6_k_dot_avx2(const uint8_t *row, int64_t row_step, int n_r, int64_t cols, const uint8_t *digits, int64_t step, int n_t,
+                             float *sum)
+{
+    __m256 acc[4];
+    for (int i = 0; i < n_r * n_t; i++)
+        acc[i] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < cols / 256; b++)
+        for (int r = 0; r < n_r; r++)
+            q6_k_block_avx2(row + r * row_step + b * 210, cols, b, digits, step, n_t, acc + r);
+    for (int i = 0; i < n_r * n_t; i++) {
+        float inverse;
+        memcpy(&inverse, digits + (n_t > 1 ? i : 0) * step + 3 * cols + cols / 16 * 6, 4);
+        sum[i] = vf_fold_avx2(acc[i]) * inverse;
+    }
+}
