@@ -33,7 +33,7 @@ static int usable_avx512vnni(void)
 }
 
 static const bc_isa isa_avx512vnni = {
-    .name = "avx512vnni", .usable = usable_avx512vnni, .base = &isa_avx2, BC_FLOAT_KERNELS, .tile = gemm_tile_avx512vnni, .peak = gemm_peak_avx512vnni,
+    .name = "avx512vnni", .usable = usable_avx512vnni, .base = &isa_avx2, BC_FLOAT_KERNELS, BC_TILE(gemm_tile_avx512vnni), .peak = gemm_peak_avx512vnni,
     .ternary = ternary_avx512vnni, .n_ternary = sizeof ternary_avx512vnni / sizeof *ternary_avx512vnni,
 };
 
