@@ -7,6 +7,9 @@ import io
 import json
 import math
 import os
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -126,3 +129,20 @@ def test_reading_patterns_are_refused_when_they_make_no_sense():
 def test_the_int8_peak_is_known_for_every_vector_isa():
     for isa in _kernels.isas():
         assert (_kernels.int8_peak(isa, 1) > 0) == (isa != "scalar")
+
+
+@pytest.mark.skipif("avxvnni" not in _kernels.all_isas(), reason="this build has no AVX-VNNI kernels")
+def test_avx_vnni_kernels_need_no_avx512():
+    """CPUs with AVX-VNNI and without AVX-512 know no EVEX encoding, whose first byte is 0x62."""
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    done = subprocess.run(["objdump", "-d", _kernels.__file__], capture_output=True, text=True, check=True)
+    found: dict[str, list[str]] = {}
+    for name, body in re.findall(r"^[0-9a-f]+ <((?:gemm|i2_s)_\w+_avxvnni)(?:\.\w+)*>:\n((?:.+\n)+)", done.stdout, re.M):
+        found.setdefault(name, []).extend(body.splitlines())
+    if not found:
+        pytest.skip("the library has no symbols")
+    assert {"gemm_tile_avxvnni", "i2_s_gemv_avxvnni", "gemm_peak_avxvnni"} <= set(found)
+    for name, lines in found.items():
+        assert any("vpdpbusd" in line for line in lines), name
+        assert not [line for line in lines if line.split("\t")[1].startswith("62 ")], name

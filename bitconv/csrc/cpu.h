@@ -21,8 +21,10 @@ static int bc_cpu_features(bc_cpu_feature *features)
     BC_FEATURE("fma", __builtin_cpu_supports("fma"));
     unsigned a, b, c, d;
     BC_FEATURE("f16c", __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C));
+    BC_FEATURE("avxvnni", bc_has_avxvnni());
     BC_FEATURE("avx512f", __builtin_cpu_supports("avx512f"));
     BC_FEATURE("avx512bw", __builtin_cpu_supports("avx512bw"));
+    BC_FEATURE("avx512vl", __builtin_cpu_supports("avx512vl"));
     BC_FEATURE("avx512vnni", __builtin_cpu_supports("avx512vnni"));
 #elif defined(__aarch64__)
     BC_FEATURE("neon", 1);

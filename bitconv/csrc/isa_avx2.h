@@ -52,5 +52,4 @@ static const bc_isa isa_avx2 = {
 #undef VF
 #undef VL
 #undef NV
-#undef BC_FLOAT_KERNELS
 #endif

@@ -38,7 +38,7 @@ class Pattern:
     pages: str
 
     def __str__(self) -> str:
-        words = [f"{self.threads} threads x {self.streams} streams", f"{8 * self.width}-bit loads"]
+        words = [_count(self.threads, "thread") + " x " + _count(self.streams, "stream"), f"{8 * self.width}-bit loads"]
         words += [f"prefetch {self.ahead} bytes"] * (self.ahead > 0) + ["shared chunks"] * (self.chunk > 0)
         return ", ".join([*words, self.pages + ("" if self.pages == "mapped file" else " pages")])
 
@@ -117,6 +117,10 @@ class Machine:
 
     def _multiply(self, team: int, tries: int) -> None:
         self._peak[team] = max(self._peak[team], *(_kernels.int8_peak(self.isa, team) for _ in range(tries)))
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" + "s" * (n != 1)
 
 
 def _thread_counts(team: int) -> set[int]:
