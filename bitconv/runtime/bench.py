@@ -239,7 +239,7 @@ def bench_kernels(
 def _shapes(model: Model) -> dict[tuple[int, int, int], list[Weight]]:
     """(type id, rows, cols) -> the ternary weights of that shape, in the order of a pass."""
     found: dict[tuple[int, int, int], list[Weight]] = {}
-    for name in sorted(model.ternary, key=lambda name: int(name.split(".")[1])):
+    for name in sorted(model.ternary, key=lambda name: (int(name.split(".")[1]), name)):
         weight = model.weight(name)
         found.setdefault((weight[3], weight[1], weight[2]), []).append(weight)
     return found
