@@ -19,6 +19,7 @@ BC_INLINE void ISA(i2_s_dot)(const uint8_t *const *row, int n_rows, int64_t cols
             acc4[i] = DPBUSD(acc4[i], _mm256_and_si256(v, mask12), q2);
             acc[i] = DPBUSD(acc[i], _mm256_and_si256(h, mask3), q1);
             acc4[i] = DPBUSD(acc4[i], _mm256_and_si256(h, mask12), q0);
+            __asm__("" : "+x"(acc[i]), "+x"(acc4[i])); /* or gcc copies and spills the sums */
         }
     }
     for (int i = 0; i < n_rows; i++) /* each x4 lane is a multiple of 4, so the arithmetic shift is an exact division */
