@@ -20,7 +20,6 @@ CHUNKS = (0, 2 << 20)
 _WINDOW = 1 << 25  # bytes of one measurement and thread: a millisecond, which a busy machine may grant undisturbed
 _ROUNDS = 3  # of all patterns in one search
 _KEPT = 8  # patterns that are measured again during the runs
-_PEAK_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,17 @@ class Machine:
         self._peak = dict.fromkeys(self.teams, 0.0)
 
     def search(self) -> None:
-        """Measure every pattern three times, and the int8 peak 20 times."""
+        """Measure every pattern three times, and meanwhile the int8 peak at least 20 times."""
         counts = sorted({t for team in self.teams for t in _thread_counts(team)})
         for buffer in self._buffers.values():
             np.bitwise_or.reduce(buffer[:: mmap.PAGESIZE])  # map what is in the page cache
         widths = _kernels.load_widths()[:2]
-        for _ in range(_ROUNDS):
-            for values in itertools.product(counts, STREAMS, widths, AHEAD, CHUNKS, self._buffers):
-                self._read(Pattern(*values))
-        for team in self.teams:
-            self._multiply(team, _PEAK_TRIES)
+        patterns = itertools.product(counts, STREAMS, widths, AHEAD, CHUNKS, self._buffers)
+        for i, pattern in enumerate(itertools.starmap(Pattern, list(patterns) * _ROUNDS)):
+            self._read(pattern)
+            if i % 4 == 0:  # far apart in time, because others come and go
+                for team in self.teams:
+                    self._multiply(team, 1)
 
     def refresh(self, team: int) -> None:
         """Measure again the patterns that were best for a thread count, and the int8 peak: 0.05 s."""
