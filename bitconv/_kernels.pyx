@@ -48,6 +48,7 @@ cdef extern from "csrc/forward.h" nogil:
         void attend(const bc_attention *)
         void dense(const bc_matrix *, int64_t, int64_t, const float *, int64_t, int64_t, float *, int64_t, uint8_t *)
         void tile(const uint8_t *, const int8_t *, int32_t, int64_t, int32_t *)
+        const char *tile_name
         const bc_ternary *ternary
         int32_t n_ternary
 
@@ -112,8 +113,21 @@ cdef extern from "csrc/cpu.h" nogil:
     int bc_cpu_features(bc_cpu_feature *)
 
 cdef extern from "csrc/limits.h" nogil:
+    ctypedef struct bc_reader:
+        int32_t width
+        int usable()
+    enum: BC_N_READERS, BC_READ_STEP
+    const bc_reader bc_readers[BC_N_READERS]
+    ctypedef struct bc_read_job:
+        const bc_reader *reader
+        const uint8_t *data
+        int64_t chunks, chunk, ahead
+        int32_t streams
+    ctypedef struct bc_thread:
+        pass
+    void bc_read_work(void *, bc_thread *)
+    double bc_time_team(int32_t, void (*)(void *, bc_thread *), void *)
     double bc_int8_peak(const bc_isa *, int32_t)
-    double bc_read_bandwidth(const uint8_t *, int64_t, int32_t, int32_t, uint64_t *)
     enum: BC_MAX_LINEARS, BC_GEMM_TOKENS, BC_TABLE_BYTES
     ctypedef struct bc_input:
         int64_t n, cols, codes_stride
@@ -122,7 +136,13 @@ cdef extern from "csrc/limits.h" nogil:
         float *scale
         int32_t *sum
         uint8_t *tables
-    double bc_time_linear(const bc_isa *, const bc_matrix *, bc_input *, float *, int32_t, int32_t)
+    ctypedef struct bc_linear_job:
+        const bc_isa *isa
+        const bc_matrix *weights
+        int64_t n
+        const bc_input *in_ "in"
+        float *out
+    double bc_time_linears(bc_linear_job *, int32_t)
 
 cdef extern from *:
     """
@@ -178,6 +198,11 @@ cdef const bc_ternary *find_ternary(str isa, int type_id) except NULL:
     return kernels
 
 
+def tile_name(str isa) -> str:
+    """The C function that multiplies in prefill, whatever the type."""
+    return find_isa(isa).tile_name.decode()
+
+
 def kernel_names(str isa, int type_id) -> tuple:
     """The C functions (decode, prefill) that execute a ternary type, or () when it is not executed natively."""
     cdef const bc_ternary *kernels = bc_find_ternary(find_isa(isa), type_id)
@@ -203,6 +228,13 @@ cdef int64_t ternary_bytes(int64_t rows, int64_t cols, int type_id, tiles) excep
             three_k = cols // bk * bk
             return rows * three_k // 6 + rows * three_k // 24 + rows * (cols - three_k) // 4
     raise ValueError(f"tensor type {type_id} cannot hold {rows} x {cols} (tiles {tiles}), or has no kernels")
+
+
+cdef int64_t matrix_bytes(const bc_matrix *m) except -1:
+    """Bytes that one product with a vector reads."""
+    if bc_is_dense(m.type):
+        return m.rows * bc_dense_bytes(m.type, m.cols)
+    return ternary_bytes(m.rows, m.cols, m.type, (m.tile_rows, m.tile_cols, m.micro_rows))
 
 
 cdef bc_matrix as_matrix(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, float scale, tiles) except *:
@@ -298,6 +330,17 @@ cdef class Engine:
         l.q, l.k, l.v = self.matrix(q, q_width, hidden), self.matrix(k, kv_width, hidden), self.matrix(v, kv_width, hidden)
         l.output = self.matrix(output, hidden, q_width)
         l.gate, l.up, l.down = self.matrix(gate, ffn, hidden), self.matrix(up, ffn, hidden), self.matrix(down, hidden, ffn)
+
+    def weight_bytes(self) -> int:
+        """Bytes of the matrices that each decoded token reads: those of the layers, and the head."""
+        cdef int64_t total = matrix_bytes(&self.model.head)
+        cdef bc_layer *l
+        cdef int i
+        for i in range(self.model.n_layers):
+            l = self.layers + i
+            total += matrix_bytes(&l.q) + matrix_bytes(&l.k) + matrix_bytes(&l.v) + matrix_bytes(&l.output)
+            total += matrix_bytes(&l.gate) + matrix_bytes(&l.up) + matrix_bytes(&l.down)
+        return total
 
     def scratch_bytes(self, int64_t n, int threads) -> int:
         """Working memory of a batch of n tokens."""

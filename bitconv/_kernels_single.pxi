@@ -11,36 +11,72 @@ def int8_peak(str isa, int threads) -> float:
     return result
 
 
-def read_bandwidth(const uint8_t[::1] data, int threads, int streams) -> float:
-    """Bytes a second that threads read from their parts of data, each in so many far-apart streams."""
-    cdef double result
-    cdef uint64_t total
-    if threads < 1 or streams < 1 or data.shape[0] < 4096 * threads * streams:
+def load_widths() -> list:
+    """Bytes of one load that read_bandwidth can use on this CPU, widest first."""
+    return [bc_readers[i].width for i in range(BC_N_READERS) if bc_readers[i].usable()]
+
+
+def read_bandwidth(const uint8_t[::1] data, int threads, int streams, int width, int64_t ahead=0, int64_t chunk=0) -> float:
+    """Bytes a second that threads read.
+
+    They take chunks of so many bytes in turn (0: one each), read each in so many far-apart streams by loads of a width
+    out of load_widths(), and prefetch what comes `ahead` bytes later (0: nothing).
+    """
+    cdef bc_read_job job
+    cdef double seconds
+    job.reader = NULL
+    for i in range(BC_N_READERS):
+        if bc_readers[i].width == width and bc_readers[i].usable():
+            job.reader = &bc_readers[i]
+    if job.reader == NULL or threads < 1 or streams < 1 or ahead < 0 or chunk < 0:
         raise ValueError("wrong arguments")
+    job.chunk = (chunk or data.shape[0] // threads) // (streams * BC_READ_STEP) * (streams * BC_READ_STEP)
+    if not 0 < job.chunk <= data.shape[0]:
+        raise ValueError("too little data for these chunks")
+    job.data, job.chunks, job.streams, job.ahead = &data[0], data.shape[0] // job.chunk, streams, ahead
     with nogil:
-        result = bc_read_bandwidth(&data[0], data.shape[0], threads, streams, &total)
-    return result
+        seconds = bc_time_team(threads, bc_read_work, &job)
+    return job.chunks * job.chunk / seconds
 
 
-def time_linear(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const int8_t[:, ::1] codes, str isa, int threads,
-                tiles=(0, 0, 0), int repeats=1) -> float:
-    """Seconds that the product of a ternary weight with codes [tokens, cols] takes, the shortest of so many."""
+def weight_bytes(weight) -> int:
+    """Bytes of a weight, as Engine takes it, that a product with one token reads."""
+    cdef bc_matrix m = as_matrix(weight[0], weight[1], weight[2], weight[3], weight[4], weight[5])
+    return matrix_bytes(&m)
+
+
+def time_linears(weights, const int8_t[:, ::1] codes, str isa, int threads) -> float:
+    """Seconds that the products of ternary weights of one shape with codes [tokens, cols] take, one after the other.
+
+    weights: as Engine takes them.
+    """
     cdef const bc_isa *kernels = find_isa(isa)
-    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, tiles)
-    cdef int64_t n = codes.shape[0]
-    if find_ternary(isa, type_id) == NULL or codes.shape[1] != cols or n < 1 or threads < 1 or repeats < 1:
+    cdef int64_t n = codes.shape[0], cols = codes.shape[1], i
+    if not weights or n < 1 or threads < 1:
         raise ValueError("wrong arguments")
-    cdef int8_t[:, ::1] own = np.array(codes)
-    cdef int8_t[::1] packed = np.zeros((n + BC_MAX_TILE) * cols, dtype=np.int8)
-    cdef float[::1] scale = np.ones(n, dtype=np.float32), out = np.zeros(n * rows, dtype=np.float32)
-    cdef int32_t[::1] total = np.asarray(codes).sum(axis=1, dtype=np.int32)
-    cdef uint8_t[::1] tables = np.zeros(BC_MAX_LINEARS * BC_GEMM_TOKENS * cols * BC_TABLE_BYTES, dtype=np.uint8)
+    cdef bc_linear_job job
     cdef bc_input given
     cdef double seconds
-    given.n, given.cols, given.codes_stride = n, cols, cols
-    given.codes, given.tiles, given.scale, given.sum, given.tables = &own[0, 0], &packed[0], &scale[0], &total[0], &tables[0]
-    with nogil:
-        seconds = bc_time_linear(kernels, &m, &given, &out[0], threads, repeats)
+    cdef int8_t[:, ::1] own = np.array(codes)
+    cdef int8_t[::1] packed = np.zeros((n + BC_MAX_TILE) * cols, dtype=np.int8)
+    cdef float[::1] scale = np.ones(n, dtype=np.float32), out = np.zeros(n * weights[0][1], dtype=np.float32)
+    cdef int32_t[::1] total = np.asarray(codes).sum(axis=1, dtype=np.int32)
+    cdef uint8_t[::1] tables = np.zeros(BC_MAX_LINEARS * BC_GEMM_TOKENS * cols * BC_TABLE_BYTES, dtype=np.uint8)
+    cdef bc_matrix *matrices = <bc_matrix *>calloc(len(weights), sizeof(bc_matrix))
+    if matrices == NULL:
+        raise MemoryError
+    try:
+        for i, (data, rows, columns, type_id, factor, tiles) in enumerate(weights):
+            if (rows, columns) != (weights[0][1], cols) or bc_find_ternary(kernels, type_id) == NULL:
+                raise ValueError("wrong weights")
+            matrices[i] = as_matrix(data, rows, columns, type_id, factor, tiles)
+        given.n, given.cols, given.codes_stride = n, cols, cols
+        given.codes, given.tiles, given.scale, given.sum, given.tables = &own[0, 0], &packed[0], &scale[0], &total[0], &tables[0]
+        job.isa, job.weights, job.n, job.in_, job.out = kernels, matrices, len(weights), &given, &out[0]
+        with nogil:
+            seconds = bc_time_linears(&job, threads)
+    finally:
+        free(matrices)
     return seconds
 
 

@@ -21,9 +21,12 @@ static int bc_cpu_features(bc_cpu_feature *features)
     BC_FEATURE("fma", __builtin_cpu_supports("fma"));
     unsigned a, b, c, d;
     BC_FEATURE("f16c", __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C));
+    BC_FEATURE("avxvnni", bc_has_avxvnni());
     BC_FEATURE("avx512f", __builtin_cpu_supports("avx512f"));
     BC_FEATURE("avx512bw", __builtin_cpu_supports("avx512bw"));
+    BC_FEATURE("avx512vl", __builtin_cpu_supports("avx512vl"));
     BC_FEATURE("avx512vnni", __builtin_cpu_supports("avx512vnni"));
+    BC_FEATURE("avx512vbmi", __builtin_cpu_supports("avx512vbmi"));
 #elif defined(__aarch64__)
     BC_FEATURE("neon", 1);
 #ifdef BC_HAVE_NEON

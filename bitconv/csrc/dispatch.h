@@ -7,6 +7,7 @@
 
 #include "isa_scalar.h"
 #include "isa_avx2.h"
+#include "isa_avxvnni.h"
 #include "isa_avx512vnni.h"
 #include "isa_neon.h"
 
@@ -15,7 +16,11 @@ static const bc_isa *const bc_isas[] = {
     &isa_avx512vbmi,
     &isa_avx512vnni,
 #endif
+#ifdef BC_HAVE_AVXVNNI
+    &isa_avxvnni,
+#endif
 #ifdef BC_HAVE_AVX2
+    &isa_avx512vnni256,
     &isa_avx2,
 #endif
 #ifdef BC_HAVE_NEONDOT

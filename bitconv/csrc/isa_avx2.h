@@ -44,7 +44,7 @@ static int usable_avx2(void)
 }
 
 static const bc_isa isa_avx2 = {
-    .name = "avx2", .usable = usable_avx2, BC_FLOAT_KERNELS, .tile = gemm_tile_avx2, .peak = gemm_peak_avx2,
+    .name = "avx2", .usable = usable_avx2, BC_FLOAT_KERNELS, BC_TILE(gemm_tile_avx2), .peak = gemm_peak_avx2,
     .ternary = ternary_avx2, .n_ternary = sizeof ternary_avx2 / sizeof *ternary_avx2,
 };
 
@@ -53,5 +53,4 @@ static const bc_isa isa_avx2 = {
 #undef VF
 #undef VL
 #undef NV
-#undef BC_FLOAT_KERNELS
 #endif

@@ -43,7 +43,7 @@ static int usable_avx512vnni(void)
 }
 
 static const bc_isa isa_avx512vnni = {
-    .name = "avx512vnni", .usable = usable_avx512vnni, .base = &isa_avx2, BC_FLOAT_KERNELS, .tile = gemm_tile_avx512vnni, .peak = gemm_peak_avx512vnni,
+    .name = "avx512vnni", .usable = usable_avx512vnni, .base = &isa_avx2, BC_FLOAT_KERNELS, BC_TILE(gemm_tile_avx512vnni), .peak = gemm_peak_avx512vnni,
     .ternary = ternary_avx512vnni, .n_ternary = sizeof ternary_avx512vnni / sizeof *ternary_avx512vnni,
 };
 
@@ -69,7 +69,8 @@ static const bc_ternary ternary_avx512vbmi[] = {
 static int usable_avx512vbmi(void) { return usable_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }
 
 static const bc_isa isa_avx512vbmi = {
-    .name = "avx512vbmi", .usable = usable_avx512vbmi, .base = &isa_avx512vnni, BC_FLOAT_KERNELS, .tile = gemm_tile_avx512vnni, .peak = gemm_peak_avx512vnni,
+    .name = "avx512vbmi", .usable = usable_avx512vbmi, .base = &isa_avx512vnni, BC_FLOAT_KERNELS, BC_TILE(gemm_tile_avx512vnni),
+    .peak = gemm_peak_avx512vnni,
     .ternary = ternary_avx512vbmi, .n_ternary = sizeof ternary_avx512vbmi / sizeof *ternary_avx512vbmi,
 };
 

@@ -75,14 +75,14 @@ static const bc_ternary ternary_neon[] = {
 static int usable_neon(void) { return 1; }
 
 static const bc_isa isa_neon = {
-    .name = "neon", .usable = usable_neon, .base = &isa_scalar, BC_FLOAT_KERNELS, .tile = gemm_tile_neon,
+    .name = "neon", .usable = usable_neon, .base = &isa_scalar, BC_FLOAT_KERNELS, BC_TILE(gemm_tile_neon),
     .peak = gemm_peak_neon, .ternary = ternary_neon, .n_ternary = sizeof ternary_neon / sizeof *ternary_neon,
 };
 
 #ifdef BC_HAVE_NEONDOT
 /* BC_FLOAT_KERNELS still names those of NEON */
 static const bc_isa isa_neondot = {
-    .name = "neondot", .usable = bc_has_dotprod, .base = &isa_neon, BC_FLOAT_KERNELS, .tile = gemm_tile_neondot,
+    .name = "neondot", .usable = bc_has_dotprod, .base = &isa_neon, BC_FLOAT_KERNELS, BC_TILE(gemm_tile_neondot),
     .peak = gemm_peak_neondot, .ternary = ternary_neondot, .n_ternary = sizeof ternary_neondot / sizeof *ternary_neondot,
 };
 #endif

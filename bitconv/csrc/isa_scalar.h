@@ -23,7 +23,7 @@ static const bc_ternary ternary_scalar[] = {
 static int usable_scalar(void) { return 1; }
 
 static const bc_isa isa_scalar = {
-    .name = "scalar", .usable = usable_scalar, BC_FLOAT_KERNELS, .tile = gemm_tile_scalar,
+    .name = "scalar", .usable = usable_scalar, BC_FLOAT_KERNELS, BC_TILE(gemm_tile_scalar),
     .ternary = ternary_scalar, .n_ternary = sizeof ternary_scalar / sizeof *ternary_scalar,
 };
 

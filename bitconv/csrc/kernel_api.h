@@ -104,6 +104,7 @@ typedef struct bc_isa {
     void (*widen)(const void *src, int32_t type, int64_t n, float *dst); /* dense row -> float32; row + n of the type */
     /* acc[t][16] += sum of codes * q over k columns, for a tile of tokens packed as [k/4][tile][4]; |q| <= 127, k % 4 == 0 */
     void (*tile)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc);
+    const char *tile_name;
     int64_t (*peak)(int64_t steps); /* the int8 arithmetic of tile on registers alone, for benchmarks; NULL: none */
     const bc_ternary *ternary;
     int32_t n_ternary;
@@ -150,6 +151,8 @@ static inline void bc_prefetch(const uint8_t *from, int64_t bytes)
     for (int64_t at = 0; at < bytes; at += 64)
         __builtin_prefetch(from + at);
 }
+
+#define BC_TILE(function) .tile = function, .tile_name = #function
 
 /* the beginnings of the streams of rows row0..row1, which lie one after another */
 static inline void bc_begin_rows(const uint8_t *data, int64_t row_bytes, int64_t row0, int64_t row1)

@@ -98,6 +98,12 @@ class GgufFile:
         info = self._info(name)
         return np.frombuffer(self._open_map(), np.uint8, info.nbytes, info.offset)
 
+    def tensor_data(self) -> np.ndarray:
+        """Return the bytes of all tensors and what lies between them: uint8, a read-only view of the map."""
+        start = min((info.offset for info in self.tensors.values()), default=0)
+        stop = max((info.offset + info.nbytes for info in self.tensors.values()), default=0)
+        return np.frombuffer(self._open_map(), np.uint8, stop - start, start)
+
     def advise(self, name: str) -> None:
         """Ask the system to read a tensor's pages ahead; a hint that never fails."""
         info = self._info(name)

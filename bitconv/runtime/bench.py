@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitconv import _kernels
 from bitconv.errors import InputError
-from bitconv.models import LINEARS
+from bitconv.runtime.limits import Limits, Machine
+from bitconv.runtime.model import CACHE_TYPES
+from bitconv.tensor_types import tensor_type
 
 if TYPE_CHECKING:
     from bitconv.runtime.model import Context, Model
-
-_STREAMS = (1, 2, 3, 4, 6)
-_PEAK_TRIES = 20
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the machine reached: bytes a second of sequential reading, int8 multiply-adds a second (0: unknown)."""
-
-    threads: int
-    read: float
-    multiply_add: float
-
-    def best(self, other: Limits) -> Limits:
-        """Return the larger of two measurements, taken before and after the runs."""
-        return Limits(self.threads, max(self.read, other.read), max(self.multiply_add, other.multiply_add))
-
+    from bitconv.runtime.weights import Weight
 
 @dataclass(frozen=True)
 class Row:
     """One result, named as llama-bench names it: pp512 is a prompt of 512 tokens, tg128 are 128 generated ones.
 
-    limit: tokens a second that the machine's limits allow; fraction: of that limit, None where it is unknown.
+    tokens_per_second, stddev: mean and standard deviation of the repetitions; median, best: of the same. kernel: the C
+    functions of the ternary matrices. limit: tokens a second that the machine's limits allow, None where it is unknown
+    (also where the weights would stay in the caches); fraction: what the median reaches of it; exceeded: whether any
+    repetition was faster, which means that the limit was measured too low.
     """
 
     test: str
@@ -48,72 +38,54 @@ class Row:
     n_depth: int
     threads: int
     isa: str
+    kernel: str
     type: str
     model: str
     params: int
     bytes: int
     tokens_per_second: float
     stddev: float
+    median: float
+    best: float
     limit: float | None
     fraction: float | None
+    exceeded: bool
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One product alone: decode of one token is held to reading (GB/s), prefill to int8 arithmetic (GMAC/s)."""
+    """One product alone: decode of one token is held to reading (GB/s), prefill to int8 arithmetic (GMAC/s).
+
+    giga_per_second: the median of the repetitions; best: the fastest of them.
+    """
 
     kernel: str
     type: str
+    model: str
     rows: int
     cols: int
     tokens: int
     threads: int
     giga_per_second: float
+    best: float
     unit: str
     fraction: float | None
+    exceeded: bool
 
 
-def measure_limits(threads: int, isa: str) -> Limits:
-    """Measure this machine now: the best of all reading patterns and of 20 runs of the int8 loop."""
-    buffer = np.ones(_beyond_the_caches(), dtype=np.uint8)
-    patterns = [(t, streams) for t in range(1, threads + 1) for streams in _STREAMS]
-    read = max(_kernels.read_bandwidth(buffer, t, streams) for _ in range(2) for t, streams in patterns)
-    return Limits(threads, read, max(_kernels.int8_peak(isa, threads) for _ in range(_PEAK_TRIES)))
-
-
-def _beyond_the_caches() -> int:
-    """Bytes of a buffer that is eight times the last-level cache: 64 MiB to 1 GiB."""
-    sizes = [1 << 25]
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        factor = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 0)
-        if factor and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) * factor)
-    return min(max(8 * max(sizes), 1 << 26), 1 << 30)
-
-
-def weight_bytes(model: Model) -> int:
-    """Bytes of weights that each decoded token must read: all blocks, and the matrix of the logits."""
-    head = "token_embd.weight" if model.hyperparameters.tied_head else "output.weight"
-    return sum(i.nbytes for name, i in model.gguf.tensors.items() if name.startswith("blk.") or name == head)
-
-
-def cache_bytes(model: Model, position: int) -> int:
-    """Bytes of keys and values that a token at this position reads."""
-    hp = model.hyperparameters
-    size = 4 if model.cache_type == "f32" else 2
-    return 2 * position * hp.n_layers * hp.n_kv_heads * hp.head_dim * size
+def cache_bytes(model: Model, n_gen: int, depth: int) -> float:
+    """Bytes of keys and values that a token reads on average, of n_gen generated after `depth` others."""
+    block = model.engine.cache_bytes(_kernels.KEYS, CACHE_TYPES[model.cache_type])
+    return (depth + (n_gen + 1) / 2) * block / _kernels.KEYS
 
 
 def multiply_adds(model: Model) -> int:
-    """Multiply-adds of the linear layers for one token."""
-    tensors = model.gguf.tensors
-    names = (f"blk.{n}.{linear}.weight" for n in range(model.hyperparameters.n_layers) for linear in LINEARS)
-    return sum(tensors[name].shape[0] * tensors[name].shape[1] for name in names)
+    """Multiply-adds of the ternary matrices for one token."""
+    return sum(math.prod(model.gguf.tensors[f"{name}.weight"].shape) for name in model.ternary)
 
 
 def bench(
-    model: Model,
+    models: Sequence[Model],
     *,
     prompts: Sequence[int] = (512,),
     generations: Sequence[int] = (128,),
@@ -124,117 +96,165 @@ def bench(
 ) -> tuple[list[Row], list[Limits]]:
     """Time prompts and generations of random tokens.
 
-    depth: tokens in the cache before each run. threads: default those of the model. Each measurement is repeated
-    after a warm-up; mean and standard deviation are of the repetitions. The machine's limits are measured before and
-    after, in the same process. InputError when a size is out of range.
+    depth: tokens in the cache before each run. threads: default those of the first model. After a warm-up every test of
+    every model is run once a repetition, so that a busy phase of the machine hits all alike. The machine's limits are
+    measured before, between the repetitions and after. InputError when a size is out of range.
     """
     tests = [(n, 0) for n in prompts if n] + [(0, n) for n in generations if n]
-    teams = list(threads) or [model.threads]
+    _check(models)
+    teams = list(threads) or [models[0].threads]
     if min([n for test in tests for n in test] + [depth, repetitions - 1, *(t - 1 for t in teams)]) < 0 or not tests:
         raise InputError("a size is out of range\ngive positive numbers of tokens, threads and repetitions")
-    limits = {t: measure_limits(t, model.isa) for t in teams}
-    runs: dict[tuple[int, int, int], list[float]] = {}
-    total = len(teams) * len(tests) * (repetitions + 1)
-    before = model.threads
-    context = model.context(depth + max(max(test) for test in tests))
-    try:
-        for done, (team, test, repetition) in enumerate(_schedule(teams, tests, repetitions)):
-            model.threads = team
-            seconds = _time(context, test, depth)
-            if repetition >= 0:
-                runs.setdefault((team, *test), []).append(max(test) / seconds)
-            if progress:
-                progress(done + 1, total)
-    finally:
-        model.threads = before
-    limits = {t: found.best(measure_limits(t, model.isa)) for t, found in limits.items()}
-    rows = [_row(model, limits[team], n_prompt, n_gen, depth, got) for (team, n_prompt, n_gen), got in runs.items()]
-    return rows, list(limits.values())
-
-
-def _schedule(
-    teams: Sequence[int], tests: Sequence[tuple[int, int]], repetitions: int
-) -> Iterator[tuple[int, tuple[int, int], int]]:
-    """Warm-ups first (repetition -1), then the repetitions interleaved, so that a busy phase hits all tests alike."""
-    for repetition in range(-1, repetitions):
+    machine = _machine(models, teams)
+    runs: dict[tuple[int, tuple[int, int], int], list[float]] = {}
+    total = len(teams) * len(tests) * len(models) * (repetitions + 1)
+    contexts = [model.context(depth + max(map(max, tests))) for model in models]
+    done = 0
+    for repetition in range(-1, repetitions):  # -1: the warm-up
         for team in teams:
-            for test in tests:
-                yield team, test, repetition
+            machine.refresh(team)
+            for test, (i, context) in itertools.product(tests, enumerate(contexts)):
+                speed = max(test) / _time(context, test, depth, team)
+                if repetition >= 0:
+                    runs.setdefault((team, test, i), []).append(speed)
+                done += 1
+                if progress:
+                    progress(done, total)
+    machine.search()
+    rows = [
+        _row(models[i], machine, team, test, depth, runs[team, test, i])
+        for i, team, test in itertools.product(range(len(models)), teams, tests)
+    ]
+    return rows, [machine.limits(team) for team in teams]
 
 
-def _time(context: Context, test: tuple[int, int], depth: int) -> float:
+def _check(models: Sequence[Model]) -> None:
+    if len({model.isa for model in models}) != 1:
+        raise InputError("there must be models, all with the same instruction set\ngive one or more files")
+
+
+def _machine(models: Sequence[Model], teams: Sequence[int]) -> Machine:
+    files = [model.gguf.tensor_data() for model in models]
+    machine = Machine(models[0].isa, teams, max(files, key=len))
+    machine.search()
+    return machine
+
+
+def _time(context: Context, test: tuple[int, int], depth: int, team: int) -> float:
     rng = np.random.default_rng(0)
     n_prompt, n_gen = test
     vocab = context.model.vocab_size
     context.truncate(min(depth, context.n_past))
-    if context.n_past < depth:
-        context.forward(rng.integers(0, vocab, depth - context.n_past).tolist(), logits="none")
-    tokens = rng.integers(0, vocab, max(test)).tolist()
-    start = time.perf_counter()
-    if n_prompt:
-        context.forward(tokens)
-    for token in tokens[:n_gen]:
-        context.forward([token])
-    return time.perf_counter() - start
+    before, context.model.threads = context.model.threads, team
+    try:
+        if context.n_past < depth:
+            context.forward(rng.integers(0, vocab, depth - context.n_past).tolist(), logits="none")
+        tokens = rng.integers(0, vocab, max(test)).tolist()
+        start = time.perf_counter()
+        if n_prompt:
+            context.forward(tokens)
+        for token in tokens[:n_gen]:
+            context.forward([token])
+        return time.perf_counter() - start
+    finally:
+        context.model.threads = before
 
 
-def _row(model: Model, limits: Limits, n_prompt: int, n_gen: int, depth: int, got: Sequence[float]) -> Row:
-    mean = statistics.fmean(got)
-    limit = None
-    if n_gen:
-        limit = limits.read / (weight_bytes(model) + cache_bytes(model, depth + n_gen // 2))
-    elif limits.multiply_add:
-        limit = limits.multiply_add / multiply_adds(model)
-    blocks = [i for name, i in model.gguf.tensors.items() if name.startswith("blk.") and len(i.shape) == 2]
-    types = sorted({info.type_name for info in blocks})
+def _row(
+    model: Model, machine: Machine, team: int, test: tuple[int, int], depth: int, got: Sequence[float]
+) -> Row:  # fmt: skip
+    (n_prompt, n_gen), limits, limit = test, machine.limits(team), None
+    weights, work = model.engine.weight_bytes(), multiply_adds(model)
+    if n_gen and weights > 2 * machine.caches:  # smaller weights stay in the caches, partly
+        limit = limits.read / (weights + cache_bytes(model, n_gen, depth))
+    elif n_prompt and work and limits.multiply_add:
+        limit = limits.multiply_add / work
+    tensors = {model.gguf.tensors[f"{name}.weight"] for name in model.ternary}
+    kinds = sorted({(info.type_name, info.type_id) for info in tensors})
     name = f"pp{n_prompt}" if n_prompt else f"tg{n_gen}"
+    median, best = statistics.median(got), max(got)
     return Row(
-        test=name + (f" @ d{depth}" if depth else ""), n_prompt=n_prompt, n_gen=n_gen, n_depth=depth,
-        threads=limits.threads, isa=model.isa, type="+".join(types), model=model.path.name, params=model.n_params,
-        bytes=model.gguf.size, tokens_per_second=mean, stddev=statistics.stdev(got) if len(got) > 1 else 0.0,
-        limit=limit, fraction=mean / limit if limit else None,
+        test=name + (f" @ d{depth}" if depth else ""), n_prompt=n_prompt, n_gen=n_gen, n_depth=depth, threads=team,
+        isa=model.isa, kernel=" + ".join(kernel_name(model.isa, kind, n_prompt or 1) for _, kind in kinds),
+        type="+".join(kind for kind, _ in kinds), model=model.path.name, params=model.n_params, bytes=model.gguf.size,
+        tokens_per_second=statistics.fmean(got), stddev=statistics.stdev(got) if len(got) > 1 else 0.0, median=median,
+        best=best, limit=limit, fraction=median / limit if limit else None, exceeded=bool(limit and best > limit),
     )  # fmt: skip
 
 
+def kernel_name(isa: str, type_id: int, tokens: int) -> str:
+    """Return the C functions that multiply a ternary type with so many tokens."""
+    gemv, panel = _kernels.kernel_names(isa, type_id)
+    return gemv if tokens < _kernels.GEMM_TOKENS else f"{panel} + {_kernels.tile_name(isa)}"
+
+
 def bench_kernels(
-    model: Model, *, tokens: Sequence[int] = (1, 128, 512), threads: int | None = None, repetitions: int = 5
-) -> tuple[list[KernelRow], Limits]:
-    """Time the product of every distinct ternary type and shape of a model alone, on its own weights."""
-    team = threads or model.threads
-    limits = measure_limits(team, model.isa)
-    shapes: dict[tuple[int, int, int], str] = {}
-    for name in sorted(model.ternary):
-        _, rows, cols, type_id, _, _ = model.weight(name)
-        shapes.setdefault((type_id, rows, cols), name)
-    found = []
+    models: Sequence[Model],
+    *,
+    tokens: Sequence[int] = (1, 128, 512),
+    threads: Sequence[int] = (),
+    repetitions: int = 5,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[KernelRow], list[Limits]]:
+    """Time the product of every distinct ternary type and shape alone, on the weights of the models.
+
+    Decode walks over the matrices of a shape layer by layer, after the caches were filled with other memory, so that
+    each is read from memory as in a real pass. Prefill repeats the first: it is bound by arithmetic.
+    """
+    _check(models)
+    teams = list(threads) or [models[0].threads]
+    machine = _machine(models, teams)
+    cases = [
+        (model, shape, found, n)
+        for model in models
+        for shape, found in _shapes(model).items()
+        for n in tokens
+    ]
+    runs: dict[tuple[int, int], list[float]] = {}
+    total, done = len(cases) * len(teams) * (repetitions + 1), 0
     rng = np.random.default_rng(0)
-    for (type_id, rows, cols), name in shapes.items():
-        data, _, _, _, _, tiles = model.weight(name)
-        for n in tokens:
-            codes = rng.integers(-127, 128, (n, cols), dtype=np.int8)
-            seconds = _kernels.time_linear(data, rows, cols, type_id, codes, model.isa, team, tiles, repetitions)
-            found.append((name, type_id, rows, cols, n, seconds, data.nbytes))
-    limits = limits.best(measure_limits(team, model.isa))
-    return [_kernel_row(model, limits, *one) for one in found], limits
+    for repetition in range(-1, repetitions):  # -1: the warm-up
+        for team, (i, (model, shape, weights, n)) in itertools.product(teams, enumerate(cases)):
+            decode = n < _kernels.GEMM_TOKENS
+            codes = rng.integers(-127, 128, (n, shape[2]), dtype=np.int8)
+            walked = weights if decode else weights[:1]
+            machine.refresh(team)
+            machine.evict(team)
+            seconds = _kernels.time_linears(walked, codes, model.isa, team)
+            work = n * shape[1] * shape[2] if not decode else _kernels.weight_bytes(walked[0])
+            if repetition >= 0:
+                runs.setdefault((i, team), []).append(work * len(walked) / seconds)
+            done += 1
+            if progress:
+                progress(done, total)
+    machine.search()
+    limits = {team: machine.limits(team) for team in teams}
+    rows = [
+        _kernel_row(model, shape, n, limits[team], runs[i, team])
+        for (i, (model, shape, _, n)), team in itertools.product(enumerate(cases), teams)
+    ]
+    return rows, list(limits.values())
+
+
+def _shapes(model: Model) -> dict[tuple[int, int, int], list[Weight]]:
+    """(type id, rows, cols) -> the ternary weights of that shape, in the order of a pass."""
+    found: dict[tuple[int, int, int], list[Weight]] = {}
+    for name in sorted(model.ternary, key=lambda name: (int(name.split(".")[1]), name)):
+        weight = model.weight(name)
+        found.setdefault((weight[3], weight[1], weight[2]), []).append(weight)
+    return found
 
 
 def _kernel_row(
-    model: Model,
-    limits: Limits,
-    name: str,
-    type_id: int,
-    rows: int,
-    cols: int,
-    tokens: int,
-    seconds: float,
-    nbytes: int,
-) -> KernelRow:
+    model: Model, shape: tuple[int, int, int], tokens: int, limits: Limits, got: Sequence[float]
+) -> KernelRow:  # fmt: skip
     decode = tokens < _kernels.GEMM_TOKENS
-    rate = (nbytes if decode else rows * cols * tokens) / seconds
     limit = limits.read if decode else limits.multiply_add
-    kernel = _kernels.kernel_names(model.isa, type_id)[0 if decode else 1]
-    type_name = model.gguf.tensors[f"{name}.weight"].type_name
+    type_id, rows, cols = shape
+    median, best = statistics.median(got), max(got)
     return KernelRow(
-        kernel, type_name, rows, cols, tokens, limits.threads, rate / 1e9, "GB/s" if decode else "GMAC/s",
-        rate / limit if limit else None,
+        kernel=kernel_name(model.isa, type_id, tokens), type=tensor_type(type_id).name, model=model.path.name,
+        rows=rows, cols=cols, tokens=tokens, threads=limits.threads, giga_per_second=median / 1e9, best=best / 1e9,
+        unit="GB/s" if decode else "GMAC/s", fraction=median / limit if limit else None,
+        exceeded=bool(limit and best > limit),
     )  # fmt: skip
