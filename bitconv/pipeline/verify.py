@@ -44,7 +44,8 @@ _UNSPECIFIED = 28  # bytes at the end of tensors with a tail that mean nothing
 class TensorCheck:
     """What was found about one tensor.
 
-    result: "sound", "unknown" (a type that bitconv cannot read), "malformed" or "unsupported" in the file itself;
+    result: "sound", "unknown" (a type that bitconv cannot read), "malformed" or "unsupported" (blocks with different
+    scales, tiles that nobody states, MXFP4 under the id of TL2) in the file itself;
     beside another one "same", "rounded", "different" or "missing". message: one line about anything but sound and
     same. multiplier, negative, zero, positive (numbers of weights): of ternary matrices. differing, row, col: how
     many weights differ, and the first.
@@ -234,6 +235,10 @@ class _Checker:
         check = TensorCheck(name, info.type_name, info.shape, info.nbytes, SOUND)
         if ternary is not None:
             check = self._census(check, ternary)
+        elif info.type_name == "MXFP4":  # the id of TL2: whoever checks such a file must not take it for that
+            raise UnsupportedError(
+                f"{self.a.label}: tensor {name} is MXFP4 (type id {info.type_id}, as TL2), which cannot be read"
+            )
         elif not any(one.name == info.type_name for one in tensor_types()):
             check = replace(check, result=UNKNOWN, message=f"{info.type_name} cannot be read here")
         else:
