@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitconv.cli.options import layout_options
 from bitconv.cli.state import State, state_options
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Numbers(click.ParamType):
 @click.option("--isa", metavar="NAME", help="Instruction set of the kernels; default: the best.")
 @click.option("--kernels", is_flag=True, help="Time each ternary type and shape alone instead.")
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv"]), default="md", help="Form of the result.")
+@layout_options
 @state_options
 @click.pass_obj
 def bench(
@@ -60,6 +62,7 @@ def bench(
     isa: str | None,
     kernels: bool,
     output: str,
+    **layout: Any,
 ) -> None:
     """Measure prompt processing (pp) and text generation (tg).
 
@@ -73,7 +76,7 @@ def bench(
     paths = [*words, *([model] if model else [])]
     if len(paths) != 1:
         raise click.UsageError("give one model: bitconv bench MODEL.gguf")
-    loaded = bitconv.load(paths[0], isa=isa)
+    loaded = bitconv.load(paths[0], isa=isa, **layout)
     if kernels:
         sizes = tuple(n for n in (1, *n_prompt) if n)
         found, limit = runs.bench_kernels(loaded, tokens=sizes, threads=max(threads or (loaded.threads,)))
