@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -583,6 +585,27 @@ def test_threads_and_progress(files: dict[str, Path], tmp_path: Path, threads: i
     assert report.path.read_bytes() == files["TL2"].read_bytes()
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > report.bytes_in
     assert len({total for _, total in seen}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_memory_depends_on_the_largest_tensor_and_not_on_their_number(tmp_path: Path) -> None:
+    from tools.layouts import Layout
+    from tools.make_dummy import make_dummy
+
+    code = (
+        "import sys, bitconv; bitconv.quantize(*sys.argv[1:3], type='tl2', threads=2)\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    peaks = []
+    for n_layers in (2, 20):
+        source, target = (str(tmp_path / f"{n_layers}-{kind}.gguf") for kind in ("i2_s", "tl2"))
+        make_dummy(Layout("dummy", 1024, 4096, n_layers, 16, 16, 64), Path(source), "i2_s", "f16", 2, False)
+        done = subprocess.run([sys.executable, "-c", code, source, target], check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout) * 1024)
+    larger = (tmp_path / "20-i2_s.gguf").stat().st_size - (tmp_path / "2-i2_s.gguf").stat().st_size
+    assert larger > 70e6
+    assert peaks[1] - peaks[0] < 0.25 * larger, "pages of a tensor or two, and what the allocator keeps"
 
 
 def test_an_error_in_the_callback_leaves_nothing(files: dict[str, Path], tmp_path: Path) -> None:
