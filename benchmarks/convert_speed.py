@@ -120,9 +120,10 @@ def main() -> None:
         source = arguments.checkpoint or folder / "source"
         if arguments.checkpoint is None:
             subprocess.run([sys.executable, __file__, "--make", str(source)], check=True)
-        nbytes = sum(file.stat().st_size for file in source.iterdir() if file.is_file())
+        files = [file for file in source.rglob("*") if file.is_file()]  # what cp -r copies
+        nbytes = sum(file.stat().st_size for file in files)
         # warm the page cache; in a process of its own, like the making: children inherit this one's peak memory
-        subprocess.run(["cat", *(str(file) for file in source.iterdir())], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(["cat", *map(str, files)], stdout=subprocess.DEVNULL, check=True)
         print(f"{nbytes / 1e6:.0f} MB, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
         measure(source, nbytes, folder, arguments)
         print(f"load average at the end {os.getloadavg()[0]:.1f}")
