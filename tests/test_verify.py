@@ -142,6 +142,16 @@ def test_gaps_and_missing_tensors_are_problems_of_the_file(tmp_path: Path, model
     assert cli("verify", tmp_path / "a.gguf").code == 4
 
 
+def test_bytes_after_the_last_tensor_are_noted(tmp_path: Path) -> None:
+    path = one_tensor(tmp_path / "a.gguf", "I2_S", random_trits(4, 128), 0.5)
+    whole = path.read_bytes()
+    for more, said in ((0, False), (1, True), (4096, True)):
+        path.write_bytes(whole + bytes(more))
+        report = bitconv.verify(path)
+        assert report.ok
+        assert any(f"{more} bytes after the last tensor" in warning for warning in report.warnings) == said
+
+
 def test_a_file_of_unknown_types_or_kind_is_no_error(tmp_path: Path, cli: Any) -> None:
     path = tmp_path / "a.gguf"
     keys = [gb.key("general.architecture", "str", "x")]

@@ -155,7 +155,7 @@ def verify(
         chosen = [name for name in names if tensors is None or fnmatch.fnmatchcase(name, tensors)]
         if tensors is not None and not chosen:
             raise InputError(f"{a}: no tensor is called {tensors!r}\nbitconv inspect --tensors lists them")
-        problems = [*_gaps(gguf), *_missing(gguf, notes)]
+        problems = [*_gaps(gguf, notes), *_missing(gguf, notes)]
         for side in (model, other):
             doubt = layout_doubt(side.gguf, side.linears.stored.layout) if isinstance(side, GgufModel) else None
             if doubt:
@@ -178,8 +178,11 @@ def _open(
     return CheckpointModel(stack.enter_context(open_checkpoint(b, allow_pickle=pickle)))
 
 
-def _gaps(gguf: GgufFile) -> Iterator[str]:
-    """Yield a sentence for each tensor that does not follow the previous one, as readers of other programs want."""
+def _gaps(gguf: GgufFile, notes: Notes) -> Iterator[str]:
+    """Yield a sentence for each tensor that does not follow the previous one, as readers of other programs want.
+
+    Bytes after the last tensor, which these do not mind, are noted.
+    """
     expected = None
     for info in gguf.tensors.values():
         if expected is not None and info.offset != expected:
@@ -188,6 +191,8 @@ def _gaps(gguf: GgufFile) -> Iterator[str]:
                 "previous one"
             )
         expected = -(-(info.offset + info.nbytes) // gguf.alignment) * gguf.alignment
+    if expected is not None and gguf.size > expected:
+        notes.warn(f"{gguf.path}: {gguf.size - expected} bytes after the last tensor belong to nothing")
 
 
 def _missing(gguf: GgufFile, notes: Notes) -> Iterator[str]:
