@@ -27,7 +27,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 TYPES = ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0", "f16")
-TORCH_TYPES = ("i2_s", "tl1", "tl2")
+TORCH_TYPES = ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0")
 HIDDEN, FFN, LAYERS, HEADS, VOCAB = 1536, 4096, 24, 16, 32002
 CONFIG = {
     "architectures": ["BitnetForCausalLM"], "hidden_act": "silu", "hidden_size": HIDDEN, "intermediate_size": FFN,
@@ -96,7 +96,8 @@ def run(command: list[str]) -> Measured:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
-    if status:
+    process.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait for it again
+    if process.returncode:
         sys.exit(f"failed: {' '.join(command)}")
     return Measured(seconds, usage.ru_maxrss * 1024)
 
@@ -119,9 +120,10 @@ def main() -> None:
         source = arguments.checkpoint or folder / "source"
         if arguments.checkpoint is None:
             subprocess.run([sys.executable, __file__, "--make", str(source)], check=True)
-        nbytes = sum(file.stat().st_size for file in source.iterdir() if file.is_file())
+        files = [file for file in source.rglob("*") if file.is_file()]  # what cp -r copies
+        nbytes = sum(file.stat().st_size for file in files)
         # warm the page cache; in a process of its own, like the making: children inherit this one's peak memory
-        subprocess.run(["cat", *(str(file) for file in source.iterdir())], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(["cat", *map(str, files)], stdout=subprocess.DEVNULL, check=True)
         print(f"{nbytes / 1e6:.0f} MB, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
         measure(source, nbytes, folder, arguments)
         print(f"load average at the end {os.getloadavg()[0]:.1f}")
@@ -134,7 +136,7 @@ def measure(source: Path, nbytes: int, folder: Path, arguments: argparse.Namespa
     for kind in arguments.types.split(","):
         out = ["--type", kind, "-o", str(folder / "out")]
         commands[f"bitconv {kind}"] = [sys.executable, "-m", "bitconv", "convert", str(source), "-q", *out, *threads]
-    for kind in TORCH_TYPES if not arguments.no_torch else ():
+    for kind in [one for one in arguments.types.split(",") if one in TORCH_TYPES and not arguments.no_torch]:
         script = str(ROOT / "benchmarks/convert_torch.py")
         commands[f"torch {kind}"] = [sys.executable, script, str(source), str(folder / "out"), kind, *threads[1:]]
     found: dict[str, list[Measured]] = {name: [] for name in ("cp", *commands)}

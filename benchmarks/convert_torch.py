@@ -1,6 +1,6 @@
 """What convert_speed.py measures beside: the same work in plain torch, tensor after tensor, without a GGUF header.
 
-    python benchmarks/convert_torch.py CHECKPOINT OUT i2_s|tl1|tl2 [THREADS]
+    python benchmarks/convert_torch.py CHECKPOINT OUT i2_s|tl1|tl2|tq1_0|tq2_0 [THREADS]
 
 Absmean, rounding and packing as tensor operations, embeddings as float16. The sum of |w| is torch's, in float32.
 """
@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bitconv.formats import ggml_types
 from bitconv.tensor_types.tiles import Tile, default_tile
 
 
@@ -66,11 +67,39 @@ def tl2(trits: torch.Tensor, tile: Tile) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def of_blocks(codes: torch.Tensor, trits: torch.Tensor) -> torch.Tensor:
+    """Put d behind the codes of each block of 256: 1, or 0 for a block of zeros."""
+    d = trits.view(-1, 256).any(dim=1).half().unsqueeze(1).view(torch.uint8)
+    return torch.cat([codes, d], dim=1).view(-1)
+
+
+def tq1_0(trits: torch.Tensor) -> torch.Tensor:
+    blocks = (trits + 1).to(torch.int32).view(-1, 256)
+    powers = torch.tensor([81, 27, 9, 3, 1], dtype=torch.int32)[:, None]
+    parts = []
+    for first, last, width in ((0, 160, 32), (160, 240, 16), (240, 256, 4)):
+        digits = blocks[:, first:last].view(len(blocks), -1, width)
+        parts.append((digits * powers[: digits.shape[1]]).sum(1, dtype=torch.int32))
+    return of_blocks(((256 * torch.cat(parts, dim=1) + 242) // 243).to(torch.uint8), trits)
+
+
+def tq2_0(trits: torch.Tensor) -> torch.Tensor:
+    codes = (trits + 1).to(torch.uint8).view(-1, 2, 4, 32)
+    packed = codes[:, :, 0] | codes[:, :, 1] << 2 | codes[:, :, 2] << 4 | codes[:, :, 3] << 6
+    return of_blocks(packed.flatten(1), trits)
+
+
 def pack(weight: torch.Tensor, kind: str) -> bytes:
+    """Return the bytes of a tensor; those of TQ with d = 1, followed by the multiplier."""
     trits, multiplier = absmean(weight)
+    if kind.startswith("tq"):
+        packed = (tq1_0 if kind == "tq1_0" else tq2_0)(trits)
+        return packed.numpy().tobytes() + torch.tensor([multiplier]).numpy().tobytes()
     tile = None if kind == "i2_s" else default_tile(kind.upper(), *trits.shape)
     packed = i2_s(trits) if tile is None else (tl1 if kind == "tl1" else tl2)(trits, tile)
-    return packed.numpy().tobytes() + torch.tensor([multiplier]).numpy().tobytes() + bytes(28)
+    room = ggml_types.tl2_nbytes(tuple(trits.shape)) - 32 if kind == "tl2" else packed.numel()
+    tail = torch.tensor([multiplier]).numpy().tobytes() + bytes(28)
+    return packed.numpy().tobytes() + bytes(room - packed.numel()) + tail
 
 
 def main() -> None:

@@ -209,8 +209,11 @@ def kernel_names(str isa, int type_id) -> tuple:
     return () if kernels == NULL else (kernels.gemv_name.decode(), kernels.panel_name.decode())
 
 
-cdef int64_t ternary_bytes(int64_t rows, int64_t cols, int type_id, tiles) except -1:
-    """Bytes of the codes of a legal ternary weight, without what follows them; ValueError when it is not legal."""
+cdef int64_t ternary_bytes(int64_t rows, int64_t cols, int type_id, tiles, int64_t highest) except -1:
+    """Bytes of the codes of a legal ternary weight, without what follows them; ValueError when it is not legal.
+
+    highest: rows that a tile may have.
+    """
     if type_id == BC_I2_S and cols % 128 == 0:
         return rows * cols // 4
     if type_id == BC_TQ1_0 and cols % 256 == 0:
@@ -219,7 +222,7 @@ cdef int64_t ternary_bytes(int64_t rows, int64_t cols, int type_id, tiles) excep
         return rows * cols // 256 * 66
     if type_id in (BC_TL1, BC_TL2):
         bm_tile, bk, bm = tiles
-        if not 0 < bm_tile <= BC_MAX_ROWS or rows % bm_tile or bk <= 0:
+        if not 0 < bm_tile <= highest or rows % bm_tile or bk <= 0:
             raise ValueError(f"tiles of {bm_tile} rows x {bk} columns in a weight of {rows} x {cols}")
         if type_id == BC_TL1:
             if bm in (32, 64) and bm_tile % bm == 0 and cols % bk == 0 and bk % (256 // bm) == 0 and bk <= 256 and cols % 16 == 0:
@@ -249,7 +252,7 @@ cdef bc_matrix as_matrix(const uint8_t[::1] data, int64_t rows, int64_t cols, in
         if type_id in (BC_F32, BC_F16, BC_BF16) and (<size_t>&data[0]) % (4 if type_id == BC_F32 else 2):
             raise ValueError("the data of a dense matrix is not aligned")
     else:
-        need = ternary_bytes(rows, cols, type_id, tiles)
+        need = ternary_bytes(rows, cols, type_id, tiles, BC_MAX_ROWS)
     if data.shape[0] < need:
         raise ValueError(f"a matrix of {rows} x {cols} needs {need} bytes, not {data.shape[0]}")
     m.data, m.rows, m.cols, m.type, m.scale = &data[0], rows, cols, type_id, scale

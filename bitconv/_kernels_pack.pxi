@@ -105,7 +105,7 @@ def pack(uint8_t[::1] out, int type_id, int64_t rows, int64_t cols, tiles, const
     cdef const bc_packer *kernels = find_packer(packer)
     cdef bc_source s
     cdef bc_target t
-    cdef int64_t need = ternary_bytes(rows, cols, type_id, tiles), group = 1, held = stop, used
+    cdef int64_t need = ternary_bytes(rows, cols, type_id, tiles, rows), group = 1, held = stop, used
     s.cols, s.first, s.head_rows, s.stored, s.threshold = cols, first, head_rows, stored, threshold
     s.quarter = (rows + 3) // 4
     t.rows, t.cols, t.type, t.d = rows, cols, type_id, <uint16_t>d

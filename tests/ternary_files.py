@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from bitconv.formats.gguf import TensorInfo, open_gguf
 from bitconv.formats.gguf_writer import GgufWriter
 from bitconv.tensor_types import tensor_type
 from bitconv.tensor_types.tiles import Tile
@@ -40,3 +43,36 @@ def packed(kind: str, trits: np.ndarray, scale: float, tile: Tile | None = None)
 
 def scalar(value: float) -> Tensor:
     return "F32", (1,), np.array([value], "<f4").view(np.uint8)
+
+
+def arm64(trits: np.ndarray, scale: float) -> Tensor:
+    """I2_S in blocks of 64 weights in 16 bytes, from the definition."""
+    codes = (trits + 1).astype(np.uint8).reshape(-1, 4, 16)
+    return "I2_S", trits.shape, _with_tail(codes, scale)
+
+
+def x4(trits: np.ndarray, scale: float) -> Tensor:
+    """I2_S with the weights of four rows in a byte, from the definition."""
+    codes = (trits + 1).astype(np.uint8).reshape(-1, 4, trits.shape[1])
+    return "I2_S", trits.shape, _with_tail(codes, scale)
+
+
+def _with_tail(codes: np.ndarray, scale: float) -> np.ndarray:
+    body = (codes << np.array([6, 4, 2, 0], np.uint8)[:, None]).sum(axis=1, dtype=np.uint8).reshape(-1)
+    return np.concatenate([body, np.frombuffer(struct.pack("<f28x", scale), np.uint8)])
+
+
+def as_if_foreign(
+    source: Path, target: Path, recode: Callable[[TensorInfo, np.ndarray], np.ndarray] = lambda info, data: data
+) -> Path:
+    """Write a file again without the keys of bitconv, its tensors as `recode` makes them."""
+    with open_gguf(source) as gguf, GgufWriter(target, str(gguf.metadata["general.architecture"])) as writer:
+        for key, value in gguf.metadata.items():
+            if key != "general.architecture" and not key.startswith("bitconv."):
+                writer.add(key, value, gguf.metadata_types[key])
+        for info in gguf.tensors.values():
+            writer.declare(info.name, info.shape, info.type_id)
+        for info in gguf.tensors.values():
+            writer.write(info.name, recode(info, gguf.data(info.name)))
+        writer.finish()
+    return target

@@ -198,6 +198,27 @@ def test_what_i2_s_cannot_hold_becomes_tl2_exactly_with_a_line_for_each(tmp_path
         assert gguf.metadata["general.file_type"] == 40
 
 
+@pytest.mark.slow
+def test_a_layer_of_bitnet_b1_58_3b_becomes_i2_s_exactly(tmp_path):
+    """Its real shapes; ffn_down has 8640 columns, which I2_S cannot hold, and no matrix fits TQ."""
+    sizes = {"hidden": 3200, "ffn": 8640, "n_heads": 32, "n_kv_heads": 32, "vocab": 400}
+    src = layout_of_3b(tmp_path, n_layers=1, dtype="bfloat16", **sizes)
+    with pytest.warns(BitconvWarning) as caught:
+        report = bitconv.convert(src)
+    reason = "I2_S needs a multiple of 128 columns and K = 8640 is none"
+    assert [str(one.message) for one in caught] == [f"blk.0.ffn_down.weight [3200, 8640] is written as TL2: {reason}"]
+    assert bitconv.verify(report.path, src).ok
+    kinds = {name: kind for name, (kind, _, _) in ternary_tensors(report.path).items()}
+    assert kinds.pop("blk.0.ffn_down.weight") == "TL2" and set(kinds.values()) == {"I2_S"}
+    expected = bitconv.load(report.path).logits([1, 2, 3])
+    for kind in ("tl1", "tl2", "tq1_0"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BitconvWarning)  # of the fallbacks
+            other = bitconv.quantize(report.path, tmp_path / f"{kind}.gguf", type=kind)
+        assert bitconv.verify(other.path, report.path).ok
+        assert np.array_equal(bitconv.load(other.path).logits([1, 2, 3]), expected)
+
+
 def test_a_fallback_that_may_not_be_is_an_error_that_names_the_way_out(tmp_path):
     src = layout_of_3b(tmp_path)
     for options, hint in (({"fallback": "error"}, "--fallback tl2"), ({"fallback": "i2_s"}, "--fallback tl2")):

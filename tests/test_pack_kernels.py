@@ -191,6 +191,16 @@ def test_packed_trits_are_those_of_numpy(packer, layout, seed, form, data):
 
 
 @pytest.mark.parametrize("packer", PACKERS)
+@pytest.mark.parametrize(("name", "tile"), [("TL1", Tile(2112, 64, 64)), ("TL2", Tile(2112, 96))])
+def test_tiles_may_be_higher_than_what_the_kernels_execute(packer, name, tile):
+    assert tile.rows > _kernels.MAX_TILE_ROWS
+    trits = np.random.default_rng(0).integers(-1, 2, (2 * tile.rows, 320)).astype(np.int8)
+    where = tensor_type(name), *trits.shape, tile
+    found = packed(*where, pack_hf(trits), _kernels.STORED_2BIT, packer, cuts=(32, 2080, 2144))
+    assert np.array_equal(found, where[0].pack(trits, 1.0, tile))
+
+
+@pytest.mark.parametrize("packer", PACKERS)
 @settings(max_examples=60, deadline=None)
 @given(layout=layouts(), data=st.data())
 def test_packed_masters_are_rounded_as_numpy_does(packer, layout, data):

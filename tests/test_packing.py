@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import bitconv
 from bitconv.errors import BitconvWarning, FormatError, InputError, UnsupportedError
 from bitconv.tensor_types import tensor_type, tensor_types
-from bitconv.tensor_types.tiles import Tile
+from bitconv.tensor_types.tiles import Tile, illegal_tile
 from tests.ternary_matrices import g1, random_trits
 
 TERNARY = [one.name for one in tensor_types() if one.ternary]
@@ -31,20 +31,32 @@ def matrix(seed: int, shape: tuple[int, int]) -> np.ndarray:
     return trits
 
 
+@st.composite
+def tiles(draw: st.DrawFn, kind: str, rows: int, cols: int) -> Tile | None:
+    """Any legal tile of TL1 or TL2 for a shape; None for the other types."""
+    if kind not in ("TL1", "TL2"):
+        return None
+    step = draw(st.sampled_from([n for n in (32, 64) if rows % n == 0])) if kind == "TL1" else 32
+    widths = [Tile(step, n, step) for n in range(4, 257, 4)]
+    tile = draw(st.sampled_from([one for one in widths if illegal_tile(kind, rows, cols, one) is None]))
+    return tile._replace(rows=draw(st.sampled_from([n for n in range(step, rows + 1, step) if rows % n == 0])))
+
+
 def test_these_are_the_ternary_types():
     assert TERNARY == ["TQ1_0", "TQ2_0", "I2_S", "TL1", "TL2"]
 
 
 @settings(max_examples=25, deadline=None)
-@given(shape=shapes, seed=seeds, scale=any_scale)
-def test_every_type_to_every_type_and_back_is_the_identity(shape, seed, scale):
+@given(shape=shapes, seed=seeds, scale=any_scale, data=st.data())
+def test_every_type_to_every_type_and_back_is_the_identity(shape, seed, scale, data):
     """As a converter does it: trits and multiplier, the companion where the bytes do not hold the multiplier."""
     trits = matrix(seed, shape)
+    tile = {name: data.draw(tiles(name, *shape)) for name in TERNARY}
     for path in itertools.permutations(TERNARY, 2):
         found, multiplier = trits, scale
         for kind in (tensor_type(name) for name in (*path, path[0])):
-            packed, companion = kind.pack(found, multiplier), kind.companion_scale(multiplier)
-            found, multiplier = kind.unpack(packed, *shape)
+            packed, companion = kind.pack(found, multiplier, tile[kind.name]), kind.companion_scale(multiplier)
+            found, multiplier = kind.unpack(packed, *shape, tile[kind.name])
             multiplier *= 1.0 if companion is None else companion
         assert np.array_equal(found, trits) and multiplier == scale
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +20,14 @@ import bitconv
 from bitconv.errors import BitconvWarning, FormatError, InputError, UnsupportedError
 from bitconv.formats.gguf import open_gguf
 from bitconv.formats.gguf_writer import GgufWriter
+from bitconv.pipeline.inspect import inspect
 from bitconv.tensor_types import tensor_type
 from bitconv.tensor_types.stored import StoredTernary, companion_name, ternary_type
 from bitconv.tensor_types.tiles import Tile
 from tests import gguf_builder as gb
 from tests.checkpoints import make_checkpoint
 from tests.paths import SHARED
-from tests.ternary_files import TERNARY, Tensor, packed, random_trits, scalar, write_tensors
+from tests.ternary_files import TERNARY, Tensor, arm64, packed, random_trits, scalar, write_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::bitconv.errors.BitconvWarning")
 
@@ -71,6 +74,30 @@ def test_every_type_leads_to_the_same_file(files: dict[str, Path], tmp_path: Pat
     report = quietly(files[source], tmp_path / "out.gguf", type=target.lower())
     assert report.path.read_bytes() == files[target].read_bytes()
     assert not list(tmp_path.glob("*.partial"))
+
+
+OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "i2_s with TL2 in it": ({"family": "bitnet_silu", "form": "master", "ffn": 320}, {"type": "i2_s"}),
+    "other tiles of tl1": ({}, {"type": "tl1", "kernel_config": "tl1:256,256,64,32,64"}),
+    "other tiles of tl2": ({}, {"type": "tl2", "kernel_config": "tl2:256,256,32,192"}),
+    "tq1_0 with I2_S in it": ({}, {"type": "tq1_0", "fallback": "i2_s"}),
+    "tq2_0 for llama.cpp": ({"ffn": 512}, {"type": "tq2_0", "tq_scale": "f16"}),
+    "tq2_0 with a head": ({"family": "llama", "ffn": 512}, {"type": "tq2_0", "output_type": "q8_0"}),
+    "q6_k embedding": ({"family": "llama"}, {"type": "i2_s", "embedding_type": "q6_k"}),
+    "f16": ({}, {"type": "f16"}),
+    "bf16": ({"family": "llama"}, {"type": "bf16", "embedding_type": "f32"}),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_file_of_ours_in_its_own_type_is_the_same_file(tmp_path: Path, case: str) -> None:
+    model, options = OWN[case]
+    make_checkpoint(tmp_path / "model", n_layers=1, **model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BitconvWarning)
+        source = bitconv.convert(tmp_path / "model", tmp_path / "a.gguf", **options).path
+    again = quietly(source, tmp_path / "b.gguf", type=options["type"], threads=3).path
+    assert again.read_bytes() == source.read_bytes()
 
 
 @pytest.mark.parametrize("kind", TERNARY)
@@ -310,13 +337,6 @@ def test_other_i2_s_layouts_are_rewritten(tmp_path: Path, layout: str) -> None:
         assert gguf.metadata["bitconv.i2_s.layout"] == "x86-128"
 
 
-def arm64(trits: np.ndarray, scale: float) -> Tensor:
-    """Blocks of 64 weights in 16 bytes, from the definition."""
-    codes = (trits + 1).astype(np.uint8).reshape(-1, 4, 16)
-    body = (codes << np.array([6, 4, 2, 0], np.uint8)[:, None]).sum(axis=1, dtype=np.uint8).reshape(-1)
-    return "I2_S", trits.shape, np.concatenate([body, np.frombuffer(struct.pack("<f28x", scale), np.uint8)])
-
-
 @pytest.mark.parametrize("stored", ["arm64", "x86-128"])
 def test_dead_channels_betray_the_layout(tmp_path: Path, stored: str) -> None:
     rng = np.random.default_rng(1)
@@ -338,6 +358,11 @@ def test_dead_channels_betray_the_layout(tmp_path: Path, stored: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bitconv.quantize(source, tmp_path / "c.gguf", type="i2_s", i2s_layout=stored)
+        inspect(source, count_weights=True, i2s_layout=stored)
+    assert not any("dead" in warning for warning in bitconv.verify(source, i2s_layout=stored).warnings)
+    assert any(f"--i2s-layout {stored}" in warning for warning in bitconv.verify(source, i2s_layout=other).warnings)
+    with pytest.warns(BitconvWarning, match=f"--i2s-layout {stored}"):
+        inspect(source, count_weights=True, i2s_layout=other)
 
 
 # dense files, multipliers ----------------------------------------------------------------------------------------
@@ -386,7 +411,12 @@ def test_a_zero_matrix_keeps_its_multiplier_or_is_refused(tmp_path: Path) -> Non
             assert contents(quietly(source, tmp_path / "c.gguf", type="tq2_0").path)[NAME][1] == np.float32(scale)
 
 
-def test_the_form_for_llama_cpp_rounds_and_says_so(files: dict[str, Path], tmp_path: Path) -> None:
+def test_the_form_for_llama_cpp_rounds_and_says_so(files: dict[str, Path], tmp_path: Path, cli: Any) -> None:
+    model = files["I2_S"].parent / "model"
+    for command in (("quantize", files["I2_S"], tmp_path / "q.gguf"), ("convert", model, "-o", tmp_path / "c.gguf")):
+        for scale, said in (("f16", True), ("exact", False)):
+            outcome = cli(*command, "--type", "tq2_0", "--tq-scale", scale, "--overwrite")
+            assert outcome.code == 0 and ("as llama.cpp reads them" in outcome.out) == said
     with pytest.warns(BitconvWarning, match="TQ2_0 rounds the multiplier of 12 tensors"):
         report = bitconv.quantize(files["I2_S"], tmp_path / "a.gguf", type="tq2_0", tq_scale="f16")
     found, exact = contents(report.path), contents(files["I2_S"])
@@ -555,6 +585,27 @@ def test_threads_and_progress(files: dict[str, Path], tmp_path: Path, threads: i
     assert report.path.read_bytes() == files["TL2"].read_bytes()
     assert seen == sorted(seen) and seen[-1][0] == seen[-1][1] > report.bytes_in
     assert len({total for _, total in seen}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_memory_depends_on_the_largest_tensor_and_not_on_their_number(tmp_path: Path) -> None:
+    from tools.layouts import Layout
+    from tools.make_dummy import make_dummy
+
+    code = (
+        "import sys, bitconv; bitconv.quantize(*sys.argv[1:3], type='tl2', threads=2)\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    peaks = []
+    for n_layers in (2, 20):
+        source, target = (str(tmp_path / f"{n_layers}-{kind}.gguf") for kind in ("i2_s", "tl2"))
+        make_dummy(Layout("dummy", 1024, 4096, n_layers, 16, 16, 64), Path(source), "i2_s", "f16", 2, False)
+        done = subprocess.run([sys.executable, "-c", code, source, target], check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout) * 1024)
+    larger = (tmp_path / "20-i2_s.gguf").stat().st_size - (tmp_path / "2-i2_s.gguf").stat().st_size
+    assert larger > 70e6
+    assert peaks[1] - peaks[0] < 0.25 * larger, "pages of a tensor or two, and what the allocator keeps"
 
 
 def test_an_error_in_the_callback_leaves_nothing(files: dict[str, Path], tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitconv.errors import FormatError, InputError, UnsupportedError
-from bitconv.tensor_types import tensor_type
 from bitconv.tensor_types.tiles import (
     METADATA_KEYS,
     Tile,
@@ -41,7 +40,8 @@ def tool() -> Any:
     return module
 
 
-LAYOUTS = tool().layouts()
+TOOL = tool()
+LAYOUTS = TOOL.layouts()
 
 
 def every_tile(kind: str, rows: int, cols: int) -> list[Tile]:
@@ -234,14 +234,32 @@ def test_a_given_tile_of_a_foreign_file_must_be_legal_and_goes_before_the_known_
         tiles_of_file("TL2", [(1536, 1536)], None, {(1536, 1536): Tile(256, 60)})
 
 
-def test_every_known_layout_has_default_tiles_and_the_table_is_current():
+def test_every_known_layout_has_default_tiles_and_the_table_in_format_md_is_current():
+    text = (REPOSITORY / "docs" / "FORMAT.md").read_text(encoding="utf-8")
+    assert text == TOOL.renewed(text), "run make docs"
+    written = text.partition(TOOL.BEGIN)[2].partition(TOOL.END)[0].splitlines()
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:5]): line for line in written[2:]}
     for layout in LAYOUTS.LAYOUTS:
-        for shape in layout.linears().values():
-            for kind in KINDS:
-                assert tensor_type(kind).illegal(*shape) is None, (layout.name, shape)
-    page = (REPOSITORY / "docs" / "TILES.md").read_text(encoding="utf-8")
-    assert page == tool().page(), "run make docs"
-    assert "none" not in page
+        for name, (m, k) in layout.linears().items():
+            (line,) = (line for key, line in rows.items() if key[0] == layout.name and name in key[1].split(", "))
+            cells = [cell.strip(" *") for cell in line.split("|")[1:-1]]
+            assert cells[2:4] == [str(m), str(k)]
+            for kind, cell in (("TL1", cells[4]), ("TL2", cells[5])):
+                tile = Tile(*(int(n) for n in cell.split(", ")))
+                assert tile == default_tile(kind, m, k)
+                assert illegal_tile(kind, m, k, tile) is None
+
+
+def test_the_tool_mends_the_table_alone_and_needs_its_markers():
+    text = (REPOSITORY / "docs" / "FORMAT.md").read_text(encoding="utf-8")
+    assert TOOL.renewed(text.replace("| dummy 125M |", "| dummy 126M |")) == text
+    elsewhere = text.replace("## 1. Container", "## 1. Containers")
+    assert TOOL.renewed(elsewhere) == elsewhere
+    for marker in (TOOL.BEGIN, TOOL.END):
+        with pytest.raises(ValueError, match="lacks <!-- tiles"):
+            TOOL.renewed(text.replace(marker, ""))
+    with pytest.raises(ValueError, match=r"x: \[100, 256\] has no tile"):
+        TOOL.row("x", ["attn_q"], 100, 256)
 
 
 def test_dummy_layouts_are_those_of_the_report():
@@ -273,3 +291,18 @@ def test_published_layouts_are_those_of_their_configs():
         assert (layout.n_layers, layout.n_heads) == (config["num_hidden_layers"], config["num_attention_heads"])
         assert layout.n_kv_heads == config["num_key_value_heads"]
         assert layout.head_dim == config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+
+
+def test_published_layouts_are_all_of_which_the_reference_states_the_sizes():
+    if SHARED is None:
+        pytest.skip("the reference is not beside the checkout")
+    text = (SHARED / "spec" / "FORMATS.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| H / F / L / A / B / D \|.*$", text, re.M)
+    stated = {tuple(map(int, found.split("/"))) for found in re.findall(r"\d+(?:/\d+){5}", row)}
+    stated |= {(*sizes[:2], 40, *sizes[3:]) for sizes in stated if sizes[1] == 23040}  # "10B: same, 40 layers"
+    (row,) = re.findall(r"^\| H/F/L/A/B/D \|.*$", text, re.M)  # the embedding models
+    stated |= {tuple(map(int, found.split("/"))) for found in re.findall(r"\d+(?:/\d+){5}", row.replace("*", ""))}
+    assert len(stated) == 8
+    for one in LAYOUTS.PUBLISHED:
+        stated.remove((one.hidden, one.ffn, one.n_layers, one.n_heads, one.n_kv_heads, one.head_dim))
+    assert not stated

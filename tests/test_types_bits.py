@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -49,10 +50,10 @@ def expected(files):
 
 
 @pytest.mark.parametrize("isa", _kernels.isas())
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", TYPES)
-def test_every_type_gives_the_bits_of_i2_s(files, expected, name, isa):
+def test_every_type_gives_the_bits_of_i2_s(files, expected, name, threads, isa):
     ids, bits = expected
-    threads = 1 + TYPES.index(name) % 3
     model = bitconv.load(files[name], threads=threads, isa=isa)
     assert {model.gguf.tensors[f"{linear}.weight"].type_name for linear in model.ternary} == {name.upper()}
     context = model.context(TOKENS)
@@ -60,10 +61,11 @@ def test_every_type_gives_the_bits_of_i2_s(files, expected, name, isa):
     assert context.team == (threads if _kernels.has_openmp() else 1)
 
 
+@pytest.mark.parametrize("isa", _kernels.isas())
 @pytest.mark.parametrize("name", TYPES)
-def test_splits_and_single_steps_give_the_same_bits_in_every_type(files, expected, name):
+def test_splits_and_single_steps_give_the_same_bits_in_every_type(files, expected, name, isa):
     ids, bits = expected
-    model = bitconv.load(files[name], threads=2)
+    model = bitconv.load(files[name], threads=1 + TYPES.index(name) % 3, isa=isa)
     rng = np.random.default_rng(TYPES.index(name))
     context, parts = model.context(TOKENS), []
     while context.n_past < TOKENS:
@@ -74,20 +76,23 @@ def test_splits_and_single_steps_give_the_same_bits_in_every_type(files, expecte
 
 @pytest.mark.parametrize("name", TYPES)
 def test_weights_are_executed_from_the_mapped_file(files, name, tmp_path):
-    """A nibble that changes in the file after load changes the logits."""
+    """One nibble that changes in the file after load changes the logits, and back again brings them back."""
     path = tmp_path / "copy.gguf"
     path.write_bytes(files[name].read_bytes())
     model = bitconv.load(path, threads=1)
     before = model.logits([1, 2, 3]).tobytes()
-    info = model.gguf.tensors["blk.0.ffn_down.weight"]
-    changed = {"i2_s": 0x55, "tl1": 0x44, "tl2": 0x00, "tq1_0": 0x80, "tq2_0": 0x55}[name]  # zeros of each type
-    with path.open("r+b") as file:
-        file.seek(info.offset)
-        old = file.read(40)
-        file.seek(info.offset)
-        file.write(bytes([changed]) * 40)
-    assert bytes([changed]) * 40 != old
-    assert model.logits([1, 2, 3]).tobytes() != before
+    info = model.gguf.tensors["blk.0.attn_v.weight"]  # the codes of its input are not sparse, as those of ffn_down are
+    with path.open("r+b", buffering=0) as file:
+        old = os.pread(file.fileno(), 1, info.offset)[0]
+        nibble = old & 15
+        other = {  # another one that the type knows
+            "i2_s": 0b0110 if nibble == 0b0101 else 0b0101, "tl1": (nibble + 1) % 9, "tl2": nibble % 13 + 1,
+            "tq1_0": nibble ^ 8, "tq2_0": 0b0110 if nibble == 0b0101 else 0b0101,
+        }[name]  # fmt: skip
+        os.pwrite(file.fileno(), bytes([old & 0xF0 | other]), info.offset)
+        assert model.logits([1, 2, 3]).tobytes() != before
+        os.pwrite(file.fileno(), bytes([old]), info.offset)
+    assert model.logits([1, 2, 3]).tobytes() == before
 
 
 _PRIVATE = """

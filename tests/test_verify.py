@@ -142,6 +142,16 @@ def test_gaps_and_missing_tensors_are_problems_of_the_file(tmp_path: Path, model
     assert cli("verify", tmp_path / "a.gguf").code == 4
 
 
+def test_bytes_after_the_last_tensor_are_noted(tmp_path: Path) -> None:
+    path = one_tensor(tmp_path / "a.gguf", "I2_S", random_trits(4, 128), 0.5)
+    whole = path.read_bytes()
+    for more, said in ((0, False), (1, True), (4096, True)):
+        path.write_bytes(whole + bytes(more))
+        report = bitconv.verify(path)
+        assert report.ok
+        assert any(f"{more} bytes after the last tensor" in warning for warning in report.warnings) == said
+
+
 def test_a_file_of_unknown_types_or_kind_is_no_error(tmp_path: Path, cli: Any) -> None:
     path = tmp_path / "a.gguf"
     keys = [gb.key("general.architecture", "str", "x")]
@@ -174,6 +184,35 @@ def test_every_damage_has_its_error_and_exit_code(tmp_path: Path, cli: Any, dama
     assert outcome.code == error("").exit_code  # type: ignore[attr-defined]
     assert str(path) in outcome.err
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", [NAME, "token_embd.weight"])
+def test_mxfp4_is_not_taken_for_tl2(tmp_path: Path, cli: Any, name: str) -> None:
+    data = packed("I2_S", random_trits(4, 256), 0.5)[2].tobytes() + bytes(64 * 256 // 32 * 17)
+    records = [gb.tensor("blk.0.attn_k.weight", (256, 4), 36, 0), gb.tensor(name, (256, 64), 39, 288)]
+    keys = [gb.key("general.architecture", "str", "parts"), gb.key("general.file_type", "u32", 39)]
+    path = tmp_path / "a.gguf"
+    path.write_bytes(gb.Gguf(keys=keys, tensors=records, data=data).build())
+    assert [check.result for check in bitconv.verify(path).tensors] == ["sound", "unsupported"]
+    for pair in ((path,), (path, path)):
+        outcome = cli("verify", *pair, "--tensors", name)
+        assert outcome.code == 5
+        assert f"error: {path}: tensor {name} is MXFP4" in outcome.err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_that_overlap_are_malformed(tmp_path: Path, cli: Any) -> None:
+    data = packed("I2_S", random_trits(4, 128), 0.5)[2].tobytes()
+    records = [gb.tensor(f"blk.{i}.attn_q.weight", (128, 4), 36, 32 * i) for i in range(2)]
+    path = tmp_path / "a.gguf"
+    keys = [gb.key("general.architecture", "str", "llama")]
+    path.write_bytes(gb.Gguf(keys=keys, tensors=records, data=data * 2).build())
+    good = write_tensors(tmp_path / "b.gguf", {NAME: packed("I2_S", random_trits(4, 128), 0.5)})
+    for pair in ((path,), (path, good), (good, path)):
+        outcome = cli("verify", *pair)
+        assert outcome.code == 4
+        assert f"{path}: tensor blk.0.attn_q.weight needs 160 bytes" in outcome.err
+    assert sorted(tmp_path.iterdir()) == [path, good]
 
 
 def test_a_truncated_file_and_a_missing_tile_are_errors(tmp_path: Path, model: Path, cli: Any) -> None:

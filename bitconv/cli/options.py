@@ -74,6 +74,7 @@ model_options = stack(
         help="Type of the KV cache, keys and values alike; default: f16.",
     ),
     click.option("-ctv", "--cache-type-v", type=click.Choice(["f16", "f32"]), help="The same as -ctk."),
+    layout_options,
 )
 
 sampling_options = stack(
@@ -130,6 +131,8 @@ class RunOptions:
     hidden_act: str | None
     cache_type_k: str | None
     cache_type_v: str | None
+    kernel_config: str | None
+    i2s_layout: str | None
     temp: float
     top_k: int
     top_p: float
@@ -163,6 +166,8 @@ class RunOptions:
             hidden_act=self.hidden_act,
             cache_type_k=self.cache_type_k,
             cache_type_v=self.cache_type_v,
+            kernel_config=self.kernel_config,
+            i2s_layout=self.i2s_layout,
         )
 
     def generation(self) -> dict[str, Any]:
@@ -188,11 +193,9 @@ class RunOptions:
 def load_model(
     path: str,
     *,
-    threads: int | None,
-    isa: str | None,
-    hidden_act: str | None,
     cache_type_k: str | None,
     cache_type_v: str | None,
+    **options: Any,
 ) -> Model:
     """bitconv.load with the options of model_options."""
     kinds = {kind for kind in (cache_type_k, cache_type_v) if kind}
@@ -202,9 +205,7 @@ def load_model(
         )
     import bitconv
 
-    return bitconv.load(
-        path, threads=threads, isa=isa, hidden_act=hidden_act, cache_type="f32" if kinds == {"f32"} else "f16"
-    )
+    return bitconv.load(path, cache_type="f32" if kinds == {"f32"} else "f16", **options)
 
 
 def read_text(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -31,12 +32,8 @@ def perplexity(
     ctx_size: int,
     chunks: int | None,
     max_ppl: float | None,
-    threads: int | None,
-    isa: str | None,
-    hidden_act: str | None,
-    cache_type_k: str | None,
-    cache_type_v: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure the perplexity of a text.
 
@@ -49,14 +46,7 @@ def perplexity(
     if len(paths) != 1:
         raise click.UsageError("give one model: bitconv perplexity MODEL.gguf -f FILE")
     text = read_text(file)
-    loaded = load_model(
-        paths[0],
-        threads=threads,
-        isa=isa,
-        hidden_act=hidden_act,
-        cache_type_k=cache_type_k,
-        cache_type_v=cache_type_v,
-    )
+    loaded = load_model(paths[0], **options)
     with state.progress("perplexity", "chunk") as progress:
         result = bitconv.perplexity(loaded, text, ctx_size, chunks=chunks, progress=progress)
     if as_json:

@@ -44,7 +44,8 @@ _UNSPECIFIED = 28  # bytes at the end of tensors with a tail that mean nothing
 class TensorCheck:
     """What was found about one tensor.
 
-    result: "sound", "unknown" (a type that bitconv cannot read), "malformed" or "unsupported" in the file itself;
+    result: "sound", "unknown" (a type that bitconv cannot read), "malformed" or "unsupported" (blocks with different
+    scales, tiles that nobody states, MXFP4 under the id of TL2) in the file itself;
     beside another one "same", "rounded", "different" or "missing". message: one line about anything but sound and
     same. multiplier, negative, zero, positive (numbers of weights): of ternary matrices. differing, row, col: how
     many weights differ, and the first.
@@ -154,7 +155,7 @@ def verify(
         chosen = [name for name in names if tensors is None or fnmatch.fnmatchcase(name, tensors)]
         if tensors is not None and not chosen:
             raise InputError(f"{a}: no tensor is called {tensors!r}\nbitconv inspect --tensors lists them")
-        problems = [*_gaps(gguf), *_missing(gguf, notes)]
+        problems = [*_gaps(gguf, notes), *_missing(gguf, notes)]
         for side in (model, other):
             doubt = layout_doubt(side.gguf, side.linears.stored.layout) if isinstance(side, GgufModel) else None
             if doubt:
@@ -177,8 +178,11 @@ def _open(
     return CheckpointModel(stack.enter_context(open_checkpoint(b, allow_pickle=pickle)))
 
 
-def _gaps(gguf: GgufFile) -> Iterator[str]:
-    """Yield a sentence for each tensor that does not follow the previous one, as readers of other programs want."""
+def _gaps(gguf: GgufFile, notes: Notes) -> Iterator[str]:
+    """Yield a sentence for each tensor that does not follow the previous one, as readers of other programs want.
+
+    Bytes after the last tensor, which these do not mind, are noted.
+    """
     expected = None
     for info in gguf.tensors.values():
         if expected is not None and info.offset != expected:
@@ -187,6 +191,8 @@ def _gaps(gguf: GgufFile) -> Iterator[str]:
                 "previous one"
             )
         expected = -(-(info.offset + info.nbytes) // gguf.alignment) * gguf.alignment
+    if expected is not None and gguf.size > expected:
+        notes.warn(f"{gguf.path}: {gguf.size - expected} bytes after the last tensor belong to nothing")
 
 
 def _missing(gguf: GgufFile, notes: Notes) -> Iterator[str]:
@@ -234,6 +240,10 @@ class _Checker:
         check = TensorCheck(name, info.type_name, info.shape, info.nbytes, SOUND)
         if ternary is not None:
             check = self._census(check, ternary)
+        elif info.type_name == "MXFP4":  # the id of TL2: whoever checks such a file must not take it for that
+            raise UnsupportedError(
+                f"{self.a.label}: tensor {name} is MXFP4 (type id {info.type_id}, as TL2), which cannot be read"
+            )
         elif not any(one.name == info.type_name for one in tensor_types()):
             check = replace(check, result=UNKNOWN, message=f"{info.type_name} cannot be read here")
         else:
