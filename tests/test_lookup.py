@@ -127,6 +127,13 @@ def test_repetitive_text_takes_fewer_passes() -> None:
     assert sum(model.contexts[1].passes[1:]) == len(text) - timings.accepted_tokens + timings.drafted_tokens
 
 
+@pytest.mark.parametrize("count", range(1, 60))
+def test_no_pass_computes_what_max_tokens_forbids(count: int) -> None:
+    model = scripted("xyz" * 20)  # every draft is right, so no token is computed twice
+    assert same_with_and_without(model, "ab", 256, temperature=0, max_tokens=count).finish_reason == "length"
+    assert sum(model.contexts[1].passes) == 3 + count - 1
+
+
 def test_text_that_never_repeats_is_never_guessed() -> None:
     model = scripted("cdefghijklmnopqrstuvwxyz")
     generation = same_with_and_without(model, "ab", 64, temperature=0)
