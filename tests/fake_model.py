@@ -93,7 +93,7 @@ class FakeModel:
         if self.script is not None:
             row = np.zeros(self.vocab_size, np.float32)
             at = len(ids) - self.prompt_length
-            row[self.script[at] if at < len(self.script) else EOG] = 20
+            row[self.script[at] if 0 <= at < len(self.script) else EOG] = 20
             return row
         key = [self.seed, len(ids), ids[-1], ids[-2] if len(ids) > 1 else 0]
         return np.random.default_rng(key).normal(size=self.vocab_size).astype(np.float32)

@@ -53,7 +53,7 @@ def test_every_module_of_the_package_that_defines_a_command_is_listed() -> None:
         (["run", "m.gguf", "-p", "a", "-f", "b"], 2, "more than one prompt"),
         (["run", "m.gguf", "a", "b"], 2, "more than one prompt"),
         (["run", "m.gguf", "-ctk", "q9", "-p", "x"], 2, "q9"),
-        (["run", "m.gguf", "-p", "x", "--lookup"], 2, "--lookup"),
+        (["run", "m.gguf", "-p", "x", "--nonsense"], 2, "--nonsense"),
         (["run", "m.gguf", "-cnv", "--json"], 2, "--json"),
         (["run", "absent.gguf", "-p", "x"], 3, "absent.gguf"),
         (["run", "absent.gguf", "-p", "x", "-ctk", "f16", "-ctv", "f32"], 5, "one type"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,21 @@ def test_json_is_one_object(cli: Any, tiny_gguf: Path, expected: str) -> None:
     assert value["prompt_tokens"] == len(bitconv.load(tiny_gguf).tokenize("Return the"))
     assert value["timings"]["prompt_tokens"] == value["prompt_tokens"]
     assert value["timings"]["decode_tokens"] == 7
+
+
+@pytest.mark.parametrize("options", [["--temp", 0], ["--temp", 0.3, "--seed", 5, "--repeat-penalty", 1.05]])
+def test_lookup_changes_nothing_but_the_passes(cli: Any, tiny_gguf: Path, options: list[Any]) -> None:
+    args = ("run", tiny_gguf, "-p", "1, 2, 3, 4, 1, 2, 3, 4, ", "-n", 40, *options)
+    plain, guessed = (json.loads(cli(*args, "--json", *more).out) for more in ([], ["--lookup"]))
+    timings, without = guessed.pop("timings"), plain.pop("timings")
+    assert guessed == plain
+    assert timings["decode_tokens"] == without["decode_tokens"]
+    assert without["drafted_tokens"] == without["accepted_tokens"] == 0
+    assert 0 < timings["accepted_tokens"] <= timings["drafted_tokens"]
+    shown = cli(*args, "--lookup")
+    assert shown.out == cli(*args).out
+    counts = f"{timings['accepted_tokens']} of {timings['drafted_tokens']} drafted tokens accepted"
+    assert f"lookup  {counts}" in shown.err.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -181,6 +197,18 @@ def test_a_turn_computes_only_what_the_cache_does_not_hold(cli: Any, tiny_gguf: 
     model = bitconv.load(tiny_gguf)
     assert first == len(model.tokenize("<user>Hello\n<assistant>"))
     assert second < first + 8
+
+
+def test_lookup_changes_nothing_in_a_chat(cli: Any, tiny_gguf: Path, template: Path) -> None:
+    args = ("chat", tiny_gguf, "--chat-template", template, "-n", 40, "--temp", 0, "-v")
+    stdin = "1, 2, 3, 4, 1, 2, 3, 4, 1, 2\nAgain: 1, 2, 3, 4\n"
+    plain, guessed = cli(*args, stdin=stdin), cli(*args, "--lookup", stdin=stdin)
+    assert guessed.out == plain.out
+    assert "drafted accepted, " in guessed.err
+    assert "drafted" not in plain.err
+    contexts = [re.findall(r"context \d+ of \d+", outcome.err) for outcome in (plain, guessed)]
+    assert len(contexts[0]) == 2
+    assert contexts[0] == contexts[1]
 
 
 def test_exit_leaves_the_chat(cli: Any, tiny_gguf: Path, template: Path) -> None:

@@ -29,7 +29,7 @@ JSON = """\
 
 | command | fields |
 |---|---|
-| `run` | `text` (generated, without the prompt), `tokens` (their ids), `finish_reason` (`stop`, `length`, `cancelled`), `prompt_tokens`, `seed`, `timings` (`load_seconds`, `prompt_tokens`, `prompt_seconds`, `prompt_tokens_per_second`, `decode_tokens`, `decode_seconds`, `decode_tokens_per_second`) |
+| `run` | `text` (generated, without the prompt), `tokens` (their ids), `finish_reason` (`stop`, `length`, `cancelled`), `prompt_tokens`, `seed`, `timings` (`load_seconds`, `prompt_tokens`, `prompt_seconds`, `prompt_tokens_per_second`, `decode_tokens`, `decode_seconds`, `decode_tokens_per_second`, `drafted_tokens`, `accepted_tokens`; the last two are of `--lookup`, and decoding took `decode_tokens` - `accepted_tokens` forward passes) |
 | `perplexity` | `perplexity`, `stderr`, `tokens` (scored), `chunks`, `ctx` |
 | `inspect` | `path`, `file_bytes`, `version`, `alignment`, `file_type`, `problem` (why it cannot run, or null), `metadata` (key: `type`, `value`; long arrays as `length` and `first`), `tokenizer`, `types` (with `kernels`, those for single tokens and for prompts), `isa`, `memory` (`context`, `tensors`, `keys_and_values`, `rotary`, `total` in bytes; null for a file that is no model); with `--tensors` also `tensors` (`scale` and the shares `negative`, `zero`, `positive` of ternary ones, or a `note`) |
 | `quantize` | `path`, `source`, `type`, `tensors` (`name`, `type`, `source_type`, `shape`, `nbytes`, `multiplier`, `density`), `bytes_in`, `bytes_out`, `seconds`, `warnings` |

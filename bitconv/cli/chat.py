@@ -78,9 +78,10 @@ def converse(
         write("\n")
         messages.append({"role": "assistant", "content": generation.text})
         t = generation.timings
+        drafts = f"{t.accepted_tokens} of {t.drafted_tokens} drafted accepted, " if t.drafted_tokens else ""
         state.detail(
             f"[{t.prompt_tokens} prompt tokens at {rate(t.prompt_tokens, t.prompt_seconds):.1f}/s, "
-            f"{t.decode_tokens} decoded at {rate(t.decode_tokens, t.decode_seconds):.1f}/s, "
+            f"{t.decode_tokens} decoded at {rate(t.decode_tokens, t.decode_seconds):.1f}/s, {drafts}"
             f"context {session.context.n_past} of {session.context.n_ctx}]"
         )
         if generation.finish_reason == "length":

@@ -112,6 +112,11 @@ generation_options = stack(
         "-r", "--stop", "--reverse-prompt", multiple=True, help="Stop at this text; may be repeated."
     ),
     click.option("--ignore-eos", is_flag=True, help="Never end by an end token."),
+    click.option(
+        "--lookup",
+        is_flag=True,
+        help="Guess tokens from earlier text and check several at once: the same output, faster where it repeats.",
+    ),
     click.option("-b", "--batch-size", type=click.IntRange(min=1), help="Tokens per prompt pass, at most."),
     click.option(
         "-ub", "--ubatch-size", type=click.IntRange(min=1), help="The same as -b; the smaller counts."
@@ -146,6 +151,7 @@ class RunOptions:
     ctx_size: int
     stop: tuple[str, ...]
     ignore_eos: bool
+    lookup: bool
     batch_size: int | None
     ubatch_size: int | None
     n_gpu_layers: int | None
@@ -177,6 +183,7 @@ class RunOptions:
             "max_tokens": self.predict,
             "stop": self.stop,
             "ignore_eos": self.ignore_eos,
+            "lookup": self.lookup,
             "temperature": self.temp,
             "top_k": self.top_k,
             "top_p": self.top_p,

@@ -160,6 +160,7 @@ def timings_block(generation: Generation, load_seconds: float) -> str:
     """The lines that people paste into issues."""
     t = generation.timings
     total = load_seconds + t.prompt_seconds + t.decode_seconds
+    drafts = f"lookup  {t.accepted_tokens} of {t.drafted_tokens} drafted tokens accepted"
     return "\n".join(
         (
             "",
@@ -168,6 +169,7 @@ def timings_block(generation: Generation, load_seconds: float) -> str:
             f"  {rate(t.prompt_tokens, t.prompt_seconds):9.2f} tokens/s",
             f"decode  {t.decode_seconds:8.3f} s  {t.decode_tokens:6d} tokens"
             f"  {rate(t.decode_tokens, t.decode_seconds):9.2f} tokens/s",
+            *([drafts] if t.drafted_tokens else []),
             f"total   {total:8.3f} s  {len(generation.ids):6d} generated, ended by {generation.finish_reason}",
         )
     )
@@ -190,5 +192,7 @@ def as_object(generation: Generation, load_seconds: float) -> dict[str, Any]:
             "decode_tokens": t.decode_tokens,
             "decode_seconds": t.decode_seconds,
             "decode_tokens_per_second": rate(t.decode_tokens, t.decode_seconds),
+            "drafted_tokens": t.drafted_tokens,
+            "accepted_tokens": t.accepted_tokens,
         },
     }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bitconv.errors import InputError
+from bitconv.runtime.lookup import Decoder, Drafts
 from bitconv.runtime.sampler import Sampler, SamplerParams
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def generate(
     n_ctx: int | None = None,
     session: Session | None = None,
     batch: int = PREFILL_TOKENS,
+    lookup: bool = False,
     **sampling: Any,
 ) -> Generation:
     """Start to continue a prompt; iterate over the result to get the text piece by piece.
@@ -36,6 +38,7 @@ def generate(
     prompt: text, or token ids (taken as they are). max_tokens None or negative: until the end of the text or
     of the context. stop: strings that end the text and are not part of it. n_ctx None or 0: the model's
     context. session: continue in its KV cache, computing only what it does not hold. batch: tokens per pass.
+    lookup: guess tokens from earlier ones and check several in one pass, which changes the speed and nothing else.
     sampling: the fields of `SamplerParams`.
     InputError when the prompt is empty, longer than the context or holds ids outside the vocabulary.
     """
@@ -57,7 +60,8 @@ def generate(
             "shorten the prompt or raise the context size (-c)"
         )
     limit = session.context.n_ctx if max_tokens is None or max_tokens < 0 else max_tokens
-    return Generation(model, ids, session, sampler, limit, StopStrings(stop), batch)
+    drafts = Drafts(ids, model.vocabulary.eog_ids) if lookup else None
+    return Generation(model, ids, session, sampler, limit, StopStrings(stop), batch, drafts)
 
 
 class Session:
@@ -75,25 +79,38 @@ class Session:
         common = 0
         while common < min(len(self.ids), len(ids) - 1) and self.ids[common] == ids[common]:
             common += 1
-        self.context.truncate(common)
-        del self.ids[common:]
+        self.truncate(common)
         return common
 
-    def feed(self, ids: Sequence[int], *, last: bool = True) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Append ids to the cache; float32 [vocab] for the last of them, or [0, vocab] without `last`."""
-        logits = self.context.forward(ids, logits="last" if last else "none")
+    def truncate(self, n: int) -> None:
+        """Forget everything after the first n tokens."""
+        self.context.truncate(n)
+        del self.ids[n:]
+
+    def feed(
+        self, ids: Sequence[int], *, logits: Literal["last", "all", "none"] = "last"
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Append ids to the cache; float32 [1, vocab] after the last, [ids, vocab] for all, [0, vocab] for none."""
+        rows = self.context.forward(ids, logits=logits)
         self.ids.extend(ids)
-        return logits[-1] if last else logits
+        return rows
 
 
 @dataclass
 class Timings:
-    """What a generation cost so far; a decode token is one single-token forward pass."""
+    """What a generation cost so far.
+
+    A decode token is a generated token after which the logits were needed. It took a forward pass, unless it is one of
+    accepted_tokens: those of drafted_tokens (of lookup) that the sampler chose. So there were decode_tokens -
+    accepted_tokens passes; decode_seconds counts them in full, and the making of the drafts.
+    """
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Generation(Iterator[str]):
@@ -113,6 +130,7 @@ class Generation(Iterator[str]):
         limit: int,
         stop: StopStrings,
         batch: int,
+        drafts: Drafts | None,
     ) -> None:
         self.n_prompt = len(prompt)
         self.seed = sampler.seed
@@ -122,6 +140,7 @@ class Generation(Iterator[str]):
         self.timings = Timings()
         self._model, self._session, self._sampler = model, session, sampler
         self._limit, self._stop, self._batch = limit, stop, batch
+        self._decoder = Decoder(session, self.timings, drafts)
         self._pieces = self._run(prompt)
 
     def __next__(self) -> str:
@@ -136,8 +155,8 @@ class Generation(Iterator[str]):
         for token in self._tokens(prompt):
             yield from self._emit(self._stop.push(stream.push(token)))
             if self._stop.found:
-                self.finish_reason = "stop"
-                return
+                break
+        self._decoder.settle()
         rest = self._stop.push(stream.flush())
         if self._stop.found:
             self.finish_reason = "stop"
@@ -164,13 +183,10 @@ class Generation(Iterator[str]):
             self._sampler.accept([token])
             self.ids.append(token)
             yield token
-            if len(self.ids) >= self._limit or self._session.context.n_past >= self._session.context.n_ctx:
+            if len(self.ids) >= self._limit or self.n_prompt + len(self.ids) > self._session.context.n_ctx:
                 self.finish_reason = self.finish_reason or "length"
             if self.finish_reason is None:
-                start = time.perf_counter()
-                logits = self._session.feed([token])
-                self.timings.decode_seconds += time.perf_counter() - start
-                self.timings.decode_tokens += 1
+                logits = self._decoder.after(token, room=self._limit - len(self.ids) - 1)
 
     def _prefill(self, prompt: list[int]) -> np.ndarray[Any, np.dtype[np.float32]] | None:
         start = time.perf_counter()
@@ -181,9 +197,9 @@ class Generation(Iterator[str]):
             if self.finish_reason is not None:
                 return None
             end = min(begin + self._batch, len(prompt))
-            logits = self._session.feed(prompt[begin:end], last=end == len(prompt))
+            logits = self._session.feed(prompt[begin:end], logits="last" if end == len(prompt) else "none")
         self.timings.prompt_seconds = time.perf_counter() - start
-        return logits
+        return None if logits is None else logits[-1]
 
 
 class StopStrings:
