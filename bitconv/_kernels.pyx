@@ -101,7 +101,7 @@ cdef extern from "csrc/forward.h" nogil:
     int32_t bc_forward(const bc_model *, const bc_cache *, const bc_batch *, uint8_t *, int32_t, int32_t *)
 
 cdef extern from "csrc/validate.h" nogil:
-    int bc_malformed(const bc_matrix *, int32_t)
+    int64_t bc_first_malformed(const bc_matrix *, int64_t, int32_t)
 
 cdef extern from "csrc/cpu.h" nogil:
     enum: BC_MAX_FEATURES
@@ -407,15 +407,31 @@ cdef class Cache:
         return logits, size, (-1 if bad == 2**31 - 1 else bad), traced
 
 
-def is_malformed(weight, int threads) -> bool:
-    """Whether a ternary weight (the tuple that Engine takes) holds a code that no weight has; reads it all once."""
-    cdef bc_matrix m = as_matrix(weight[0], weight[1], weight[2], weight[3], weight[4], weight[5])
-    cdef int wrong
+def first_malformed(list weights not None, int threads) -> int:
+    """Index of the first ternary weight (tuples that Engine takes) with a code that no weight has, or -1; reads all once."""
+    cdef int64_t n = len(weights), i, found
     if threads < 1:
         raise ValueError("wrong arguments")
-    with nogil:
-        wrong = bc_malformed(&m, threads)
-    return bool(wrong)
+    cdef bc_matrix *matrices = <bc_matrix *>calloc(n + 1, sizeof(bc_matrix))
+    if matrices == NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            weight = weights[i]
+            matrices[i] = as_matrix(weight[0], weight[1], weight[2], weight[3], weight[4], weight[5])
+        with nogil:
+            found = bc_first_malformed(matrices, n, threads)
+    finally:
+        free(matrices)
+    return found if found < n else -1
+
+
+def scratch_bytes(int64_t n, *, int hidden, int ffn, int n_heads, int n_kv_heads, int head_dim) -> int:
+    """Working memory of a batch of n tokens in a model of these dimensions."""
+    cdef bc_model model
+    cdef bc_scratch s
+    model.hidden, model.ffn, model.n_heads, model.n_kv_heads, model.head_dim = hidden, ffn, n_heads, n_kv_heads, head_dim
+    return bc_scratch_layout(&model, n, NULL, &s)
 
 
 include "_kernels_single.pxi"

@@ -114,6 +114,7 @@ class Model:
                 **{name.removeprefix("attn_").removeprefix("ffn_"): weight for name, weight in linears.items()},
             )
         self.ternary = frozenset(ternary)
+        weights.check()
         return engine
 
     def weight(self, name: str) -> Weight:
