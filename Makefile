@@ -67,5 +67,5 @@ sanitize: $(VENV)/test-installed
 	  $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels*.py tests/test_pack_kernels.py tests/test_gguf*.py tests/test_hostile.py
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bitconv/_kernels.c bitconv/*.so
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bitconv/_kernels.c bitconv/_text.c bitconv/*.so
 	rm -rf $(VENV)
