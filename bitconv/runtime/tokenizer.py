@@ -27,8 +27,8 @@ class _Encoder(Protocol):
 class Tokenizer:
     """Encodes and decodes with one vocabulary.
 
-    tokenizer.json is executed where the vocabulary holds it, else the tokenizer is built from tokens, merges,
-    scores and the named pre-tokenizer. Special ids and the BOS and EOS rules come from the vocabulary alone.
+    tokenizer.json is executed where the vocabulary holds it and its other fields do not say the same; else the
+    tokenizer is built from tokens, merges, scores and the named pre-tokenizer. Special ids and the BOS and EOS rules come from the vocabulary alone.
     Raises FormatError when tokenizer.json is malformed or contradicts the tokens, UnsupportedError for an
     unknown pre-tokenizer.
     """
@@ -106,7 +106,7 @@ class Tokenizer:
 
     def _make_encoder(self) -> _Encoder:
         v = self.vocabulary
-        if v.huggingface_json is not None:
+        if v.huggingface_json is not None and not v.json_is_expressed:
             return _HuggingFace(v.huggingface_json, self._tokens, self._kinds)
         if v.model == SPM:
             if v.scores is None:
