@@ -4,6 +4,9 @@
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+import contextlib
+import mmap
+
 import numpy as np
 
 cdef extern from "csrc/forward.h" nogil:
@@ -310,6 +313,18 @@ cdef class Engine:
                 * (4 if type_id == BC_F32 else 2))
 
 
+def small_pages(nbytes) -> np.ndarray:
+    """Zeros, uint8 [nbytes], that become memory page by page as they are touched; OSError when the system refuses.
+
+    NumPy asks for huge pages. The first position alone touches one in every head of every layer: nearly the whole cache.
+    """
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
 cdef class Cache:
     """Keys and values of some sequences, with the RoPE table of their positions.
 
@@ -335,8 +350,8 @@ cdef class Cache:
             raise ValueError(f"inv_freq must have {half} values")
         self.cache.type, self.cache.n_ctx = type_id, bc_round_up(n_ctx, BC_KEYS)
         size = 4 if type_id == BC_F32 else 2
-        self.k = np.zeros(heads * self.cache.n_ctx * engine.model.head_dim * size, dtype=np.uint8)
-        self.v = np.zeros(heads * self.cache.n_ctx * bc_value_stride(&engine.model) * size, dtype=np.uint8)
+        self.k = small_pages(heads * self.cache.n_ctx * engine.model.head_dim * size)
+        self.v = small_pages(heads * self.cache.n_ctx * bc_value_stride(&engine.model) * size)
         self.cos = np.empty((n_ctx, half), dtype=np.float32)
         self.sin = np.empty((n_ctx, half), dtype=np.float32)
         cdef uint8_t[::1] k = self.k, v = self.v

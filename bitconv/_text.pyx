@@ -18,12 +18,13 @@ def walk_strings(const uint8_t[::1] data not None, int64_t position, int64_t cou
     cdef int64_t size = data.shape[0], i, wrong = -1
     cdef uint64_t length
     cdef int byte
-    if not 0 <= position <= size or not 0 <= count <= (size - position) // 8:
-        raise ValueError(max(min(count, (size - position) // 8), 0))
-    starts = np.empty(count + 1, np.int64)
+    if not 0 <= position <= size or count < 0:
+        raise ValueError(0)
+    cdef int64_t possible = min(count, (size - position) // 8)
+    starts = np.empty(possible + 1, np.int64)
     cdef int64_t[::1] at = starts
     with nogil:
-        for i in range(count):
+        for i in range(possible):
             if size - position < 8:
                 wrong = i
                 break
@@ -36,8 +37,8 @@ def walk_strings(const uint8_t[::1] data not None, int64_t position, int64_t cou
                 wrong = i
                 break
             position += <int64_t>length
-    if wrong >= 0:
-        raise ValueError(wrong)
+    if wrong >= 0 or possible < count:
+        raise ValueError(wrong if wrong >= 0 else possible)
     at[count] = position + 8
     return starts, position
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bitconv.cli.options import placement_options
 from bitconv.cli.state import State, state_options
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Numbers(click.ParamType):
 @click.option("-t", "--threads", type=Numbers(), help="Thread counts; default: the cores this process may use.")
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each.")
 @click.option("--isa", metavar="NAME", help="Instruction set of the kernels; default: the best.")
+@placement_options
 @click.option("--kernels", is_flag=True, help="Time each ternary type and shape alone instead.")
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv"]), default="md", help="Form of the result.")
 @state_options
@@ -58,6 +60,8 @@ def bench(
     threads: tuple[int, ...] | None,
     repetitions: int,
     isa: str | None,
+    no_mmap: bool,
+    mlock: bool,
     kernels: bool,
     output: str,
 ) -> None:
@@ -73,7 +77,7 @@ def bench(
     paths = [*words, *([model] if model else [])]
     if len(paths) != 1:
         raise click.UsageError("give one model: bitconv bench MODEL.gguf")
-    loaded = bitconv.load(paths[0], isa=isa)
+    loaded = bitconv.load(paths[0], isa=isa, mmap=not no_mmap, mlock=mlock)
     if kernels:
         sizes = tuple(n for n in (1, *n_prompt) if n)
         found, limit = runs.bench_kernels(loaded, tokens=sizes, threads=max(threads or (loaded.threads,)))

@@ -50,6 +50,11 @@ layout_options = stack(
     ),
 )
 
+placement_options = stack(
+    click.option("--no-mmap", is_flag=True, help="Read the weights into memory instead of mapping the file."),
+    click.option("--mlock", is_flag=True, help="Keep the weights from being swapped or dropped from memory."),
+)
+
 model_options = stack(
     click.option(
         "-t",
@@ -74,6 +79,7 @@ model_options = stack(
         help="Type of the KV cache, keys and values alike; default: f16.",
     ),
     click.option("-ctv", "--cache-type-v", type=click.Choice(["f16", "f32"]), help="The same as -ctk."),
+    placement_options,
 )
 
 sampling_options = stack(
@@ -130,6 +136,8 @@ class RunOptions:
     hidden_act: str | None
     cache_type_k: str | None
     cache_type_v: str | None
+    no_mmap: bool
+    mlock: bool
     temp: float
     top_k: int
     top_p: float
@@ -163,6 +171,8 @@ class RunOptions:
             hidden_act=self.hidden_act,
             cache_type_k=self.cache_type_k,
             cache_type_v=self.cache_type_v,
+            mmap=not self.no_mmap,
+            mlock=self.mlock,
         )
 
     def generation(self) -> dict[str, Any]:
@@ -193,6 +203,8 @@ def load_model(
     hidden_act: str | None,
     cache_type_k: str | None,
     cache_type_v: str | None,
+    mmap: bool,
+    mlock: bool,
 ) -> Model:
     """bitconv.load with the options of model_options."""
     kinds = {kind for kind in (cache_type_k, cache_type_v) if kind}
@@ -203,8 +215,9 @@ def load_model(
     import bitconv
 
     return bitconv.load(
-        path, threads=threads, isa=isa, hidden_act=hidden_act, cache_type="f32" if kinds == {"f32"} else "f16"
-    )
+        path, threads=threads, isa=isa, hidden_act=hidden_act, cache_type="f32" if kinds == {"f32"} else "f16",
+        mmap=mmap, mlock=mlock,
+    )  # fmt: skip
 
 
 def read_text(path: str) -> str:

@@ -36,6 +36,8 @@ def perplexity(
     hidden_act: str | None,
     cache_type_k: str | None,
     cache_type_v: str | None,
+    no_mmap: bool,
+    mlock: bool,
     as_json: bool,
 ) -> None:
     """Measure the perplexity of a text.
@@ -56,6 +58,8 @@ def perplexity(
         hidden_act=hidden_act,
         cache_type_k=cache_type_k,
         cache_type_v=cache_type_v,
+        mmap=not no_mmap,
+        mlock=mlock,
     )
     with state.progress("perplexity", "chunk") as progress:
         result = bitconv.perplexity(loaded, text, ctx_size, chunks=chunks, progress=progress)

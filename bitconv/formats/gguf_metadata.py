@@ -49,7 +49,9 @@ class StringArray(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             first, last, step = index.indices(len(self))
-            return self._several(first, last) if step == 1 and first < last else [self[i] for i in range(first, last, step)]
+            if step == 1 and first < last:
+                return self._several(first, last)
+            return [self[i] for i in range(first, last, step)]
         return self._decode(index)
 
     def __iter__(self) -> Iterator[str]:

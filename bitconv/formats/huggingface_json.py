@@ -118,7 +118,7 @@ def _read_byte_level(table: TokenTable, parsed: dict[str, Any]) -> None:
 
 
 def _is_odd(parsed: dict[str, Any]) -> bool:
-    """Whether a byte-level tokenizer.json has settings without a counterpart, or added tokens with rules of their own."""
+    """Whether a byte-level tokenizer.json has settings without a counterpart or added tokens with own rules."""
     model, added = parsed["model"], parsed["added_tokens"]
     if any(model[key] for key in ("unk_token", "fuse_unk", "byte_fallback")):
         return True

@@ -28,9 +28,9 @@ class Tokenizer:
     """Encodes and decodes with one vocabulary.
 
     tokenizer.json is executed where the vocabulary holds it and its other fields do not say the same; else the
-    tokenizer is built from tokens, merges, scores and the named pre-tokenizer. Special ids and the BOS and EOS rules come from the vocabulary alone.
-    Raises FormatError when tokenizer.json is malformed or contradicts the tokens, UnsupportedError for an
-    unknown pre-tokenizer.
+    tokenizer is built from tokens, merges, scores and the named pre-tokenizer. Special ids and the BOS and EOS rules
+    come from the vocabulary alone. Raises FormatError when tokenizer.json is malformed or contradicts the tokens,
+    UnsupportedError for an unknown pre-tokenizer.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:

@@ -91,9 +91,10 @@ class Weights:
         return weight
 
     def check(self) -> None:
-        """Read the codes of all matrices that `linear` gave out as they lie in the file, once; FormatError for codes that no weight has.
+        """Read the codes of all matrices that `linear` gave out as they lie in the file, once.
 
-        Kernels of different instruction sets would not agree about these. Also maps the pages that a first pass touches.
+        FormatError for codes that no weight has: kernels of different instruction sets would not agree about them.
+        The pages that a first pass touches are mapped by this.
         """
         names, weights = list(self._unchecked), list(self._unchecked.values())
         nbytes = sum(len(weight[0]) for weight in weights)
