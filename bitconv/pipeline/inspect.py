@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from bitconv import machine
 from bitconv.errors import BitconvError, BitconvWarning
 from bitconv.formats.ggml_types import file_type_name
 from bitconv.formats.gguf import GgufFile, TensorInfo, open_gguf
 from bitconv.formats.vocabulary import TokenType, Vocabulary, read_vocabulary
-from bitconv.machine import available_memory
 from bitconv.models import Hyperparameters, gguf_tensor_names, read_gguf
 from bitconv.models.dead_channels import layout_doubt
 from bitconv.models.memory import Memory, memory_of
@@ -132,7 +132,7 @@ def inspect(
             tensors=[census.row(i) if count_weights else _row(i) for i in gguf.tensors.values()],
             isa=isa,
             memory=None if hp is None else memory_of(hp, gguf.tensor_bytes, hp.context if context is None else context),
-            memory_available=available_memory(),
+            memory_available=machine.available_memory(),
         )
 
 
