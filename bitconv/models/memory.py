@@ -47,4 +47,5 @@ def scratch_bytes(hp: Hyperparameters, n_tokens: int) -> int:
 
 def largest_batch(hp: Hyperparameters) -> int:
     """Return the tokens of one pass, at most; a longer prompt is computed in several."""
-    return max(16, min(_LARGEST_BATCH, _SCRATCH_BYTES // scratch_bytes(hp, 1)))
+    per_token = scratch_bytes(hp, _LARGEST_BATCH) // _LARGEST_BATCH
+    return max(16, min(_LARGEST_BATCH, _SCRATCH_BYTES // per_token))
