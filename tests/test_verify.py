@@ -295,7 +295,8 @@ def test_a_matrix_of_any_name_is_compared_with_its_dense_form(tmp_path: Path, de
         values = trits * np.float32(0.5)
         if changed:
             values[3, 7] = 0.5 if values[3, 7] < 0 else -0.5
-        other = write_tensors(tmp_path / f"{result}.gguf", {name: (dense, trits.shape, tensor_type(dense).pack(values))})
+        held = dense, trits.shape, tensor_type(dense).pack(values)
+        other = write_tensors(tmp_path / f"{result}.gguf", {name: held})
         for a, b in ((one, other), (other, one)):
             (check,) = bitconv.verify(a, b).tensors
             assert check.result == result, check.message

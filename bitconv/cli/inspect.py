@@ -120,7 +120,7 @@ def _memory(found: Inspection) -> list[str]:
     if memory is None:
         return []
     parts = (
-        f"{memory.tensors} tensors in the mapped file, {memory.keys_and_values} keys and values in f16, "
+        f"{memory.tensors} tensors in the mapped file, {memory.keys_and_values} keys and values in {memory.cache_type}, "
         f"{memory.rotary} rotary table, {memory.scratch} scratch"
     )
     lines = [f"memory: {memory.total} bytes for a context of {memory.context}: {parts}"]

@@ -15,11 +15,13 @@ _SCRATCH_BYTES = 128 << 20  # larger models work in smaller batches
 class Memory:
     """Bytes that running takes: tensors, which stay in the mapped file, and keys and values of `context` positions.
 
-    rotary: the table of sines and cosines. scratch: working memory of the largest batch.
+    cache_type: that of keys and values, as `bitconv.load` takes it. rotary: the table of sines and cosines. scratch:
+    working memory of the largest batch.
     """
 
     context: int
     tensors: int
+    cache_type: str
     keys_and_values: int
     rotary: int
     scratch: int
@@ -30,12 +32,13 @@ class Memory:
         return self.tensors + self.keys_and_values + self.rotary + self.scratch
 
 
-def memory_of(hp: Hyperparameters, tensors: int, context: int, cache_type: int = 1) -> Memory:
-    """Return what a model with `tensors` bytes of weights takes; cache_type: type id of keys and values."""
+def memory_of(hp: Hyperparameters, tensors: int, context: int, cache_type: str = "f16") -> Memory:
+    """Return what a model with `tensors` bytes of weights takes."""
     padded = -(-context // _kernels.KEYS) * _kernels.KEYS
     value_width = -(-hp.head_dim // 16) * 16
-    cache = padded * hp.n_layers * hp.n_kv_heads * (hp.head_dim + value_width) * (2 if cache_type else 4)
-    return Memory(context, tensors, cache, context * hp.head_dim * 4, scratch_bytes(hp, largest_batch(hp)))
+    cache = padded * hp.n_layers * hp.n_kv_heads * (hp.head_dim + value_width) * (4 if cache_type == "f32" else 2)
+    scratch = scratch_bytes(hp, largest_batch(hp))
+    return Memory(context, tensors, cache_type, cache, context * hp.head_dim * 4, scratch)
 
 
 def scratch_bytes(hp: Hyperparameters, n_tokens: int) -> int:

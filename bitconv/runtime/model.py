@@ -155,8 +155,7 @@ class Model:
     def warn_of_shortage(self, n_ctx: int) -> None:
         """Warn, once, where weights, cache and working memory exceed the memory available."""
         if not self._warned:
-            cache_type = CACHE_TYPES[self.cache_type]
-            self._warned = warn_of_shortage(self.gguf, self.hyperparameters, n_ctx, cache_type)
+            self._warned = warn_of_shortage(self.gguf, self.hyperparameters, n_ctx, self.cache_type)
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Return float32 [tokens, vocab]: the logits after each position of one sequence, from an empty cache."""

@@ -50,7 +50,7 @@ def _lock(gguf: GgufFile) -> None:
         )
 
 
-def warn_of_shortage(gguf: GgufFile, hp: Hyperparameters, n_ctx: int, cache_type: int) -> bool:
+def warn_of_shortage(gguf: GgufFile, hp: Hyperparameters, n_ctx: int, cache_type: str) -> bool:
     """Warn, with numbers, where a model exceeds the memory available; returns whether it does.
 
     Weights that were read into memory or locked there are no longer part of either side.
