@@ -97,7 +97,7 @@ def test_every_tensor_comes_back(opened, shapes, type_ids):
             assert data[info.offset : info.offset + nbytes] == file.data(name).tobytes()
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_gives_a_named_error_or_a_consistent_file(opened, data):
     good = small_model()

@@ -120,8 +120,8 @@ def _memory(found: Inspection) -> list[str]:
     if memory is None:
         return []
     parts = (
-        f"{memory.tensors} tensors in the mapped file, {memory.keys_and_values} keys and values in {memory.cache_type}, "
-        f"{memory.rotary} rotary table, {memory.scratch} scratch"
+        f"{memory.tensors} tensors in the mapped file, {memory.keys_and_values} keys and values in "
+        f"{memory.cache_type}, {memory.rotary} rotary table, {memory.scratch} scratch"
     )
     lines = [f"memory: {memory.total} bytes for a context of {memory.context}: {parts}"]
     available = found.memory_available
