@@ -64,8 +64,8 @@ sanitize: $(VENV)/test-installed
 	BITCONV_SHARED="$$($(BIN)/python -c 'from tests.paths import SHARED; print(SHARED or "/nonexistent")')" && \
 	  cd $(SANITIZED) && export BITCONV_SHARED && ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
 	  LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so)" \
-	  $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels*.py tests/test_pack_kernels.py tests/test_gguf*.py tests/test_hostile.py
+	  $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels*.py tests/test_pack_kernels.py tests/test_text.py tests/test_gguf*.py tests/test_hostile.py
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bitconv/_kernels.c bitconv/*.so
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bitconv/_kernels.c bitconv/_text.c bitconv/*.so
 	rm -rf $(VENV)

@@ -36,7 +36,8 @@ def openmp_flags() -> tuple[list[str], list[str]]:
     return [], []
 
 
-def extension() -> Extension:
+def extensions() -> list[Extension]:
+    """The kernels, and the strings of vocabularies, which are plain C without them."""
     compile_flags, link_flags = openmp_flags()
     if not MSVC:
         # -ffp-contract=off: a fused multiply-add is written out or does not happen, so every CPU gives the same bits
@@ -47,14 +48,18 @@ def extension() -> Extension:
         compile_flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         compile_flags += ["-fno-omit-frame-pointer", "-g", "-O1"]
         link_flags += ["-fsanitize=address,undefined"]
-    return Extension(
-        "bitconv._kernels",
-        ["bitconv/_kernels.pyx"],
-        include_dirs=["bitconv"],
-        depends=[str(path) for path in sorted([*Path("bitconv/csrc").glob("*.h"), *Path("bitconv").glob("*.pxi")])],
-        extra_compile_args=compile_flags,
-        extra_link_args=link_flags,
-    )
+    headers = [str(path) for path in sorted([*Path("bitconv/csrc").glob("*.h"), *Path("bitconv").glob("*.pxi")])]
+    return [
+        Extension(
+            f"bitconv.{name}",
+            [f"bitconv/{name}.pyx"],
+            include_dirs=["bitconv"],
+            depends=depends,
+            extra_compile_args=compile_flags,
+            extra_link_args=link_flags,
+        )
+        for name, depends in (("_kernels", headers), ("_text", []))
+    ]
 
 
-setup(ext_modules=cythonize([extension()], language_level=3))
+setup(ext_modules=cythonize(extensions(), language_level=3))

@@ -4,6 +4,9 @@
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+import contextlib
+import mmap
+
 import numpy as np
 
 cdef extern from "csrc/forward.h" nogil:
@@ -103,7 +106,7 @@ cdef extern from "csrc/forward.h" nogil:
     int32_t bc_forward(const bc_model *, const bc_cache *, const bc_batch *, uint8_t *, int32_t, int32_t *)
 
 cdef extern from "csrc/validate.h" nogil:
-    int bc_malformed(const bc_matrix *, int32_t)
+    int64_t bc_first_malformed(const bc_matrix *, int64_t, int32_t)
 
 cdef extern from "csrc/cpu.h" nogil:
     enum: BC_MAX_FEATURES
@@ -237,7 +240,7 @@ cdef int64_t matrix_bytes(const bc_matrix *m) except -1:
     """Bytes that one product with a vector reads."""
     if bc_is_dense(m.type):
         return m.rows * bc_dense_bytes(m.type, m.cols)
-    return ternary_bytes(m.rows, m.cols, m.type, (m.tile_rows, m.tile_cols, m.micro_rows))
+    return ternary_bytes(m.rows, m.cols, m.type, (m.tile_rows, m.tile_cols, m.micro_rows), BC_MAX_ROWS)
 
 
 cdef bc_matrix as_matrix(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, float scale, tiles) except *:
@@ -357,6 +360,18 @@ cdef class Engine:
                 * (4 if type_id == BC_F32 else 2))
 
 
+def small_pages(nbytes) -> np.ndarray:
+    """Zeros, uint8 [nbytes], that become memory page by page as they are touched; OSError when the system refuses.
+
+    NumPy asks for huge pages. The first position alone touches one in every head of every layer: nearly the whole cache.
+    """
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
 cdef class Cache:
     """Keys and values of some sequences, with the RoPE table of their positions.
 
@@ -382,8 +397,8 @@ cdef class Cache:
             raise ValueError(f"inv_freq must have {half} values")
         self.cache.type, self.cache.n_ctx = type_id, bc_round_up(n_ctx, BC_KEYS)
         size = 4 if type_id == BC_F32 else 2
-        self.k = np.zeros(heads * self.cache.n_ctx * engine.model.head_dim * size, dtype=np.uint8)
-        self.v = np.zeros(heads * self.cache.n_ctx * bc_value_stride(&engine.model) * size, dtype=np.uint8)
+        self.k = small_pages(heads * self.cache.n_ctx * engine.model.head_dim * size)
+        self.v = small_pages(heads * self.cache.n_ctx * bc_value_stride(&engine.model) * size)
         self.cos = np.empty((n_ctx, half), dtype=np.float32)
         self.sin = np.empty((n_ctx, half), dtype=np.float32)
         cdef uint8_t[::1] k = self.k, v = self.v
@@ -454,15 +469,31 @@ cdef class Cache:
         return logits, size, (-1 if bad == 2**31 - 1 else bad), traced
 
 
-def is_malformed(weight, int threads) -> bool:
-    """Whether a ternary weight (the tuple that Engine takes) holds a code that no weight has; reads it all once."""
-    cdef bc_matrix m = as_matrix(weight[0], weight[1], weight[2], weight[3], weight[4], weight[5])
-    cdef int wrong
+def first_malformed(list weights not None, int threads) -> int:
+    """Index of the first ternary weight (tuples that Engine takes) with a code that no weight has, or -1; reads all once."""
+    cdef int64_t n = len(weights), i, found
     if threads < 1:
         raise ValueError("wrong arguments")
-    with nogil:
-        wrong = bc_malformed(&m, threads)
-    return bool(wrong)
+    cdef bc_matrix *matrices = <bc_matrix *>calloc(n + 1, sizeof(bc_matrix))
+    if matrices == NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            weight = weights[i]
+            matrices[i] = as_matrix(weight[0], weight[1], weight[2], weight[3], weight[4], weight[5])
+        with nogil:
+            found = bc_first_malformed(matrices, n, threads)
+    finally:
+        free(matrices)
+    return found if found < n else -1
+
+
+def scratch_bytes(int64_t n, *, int hidden, int ffn, int n_heads, int n_kv_heads, int head_dim) -> int:
+    """Working memory of a batch of n tokens in a model of these dimensions."""
+    cdef bc_model model
+    cdef bc_scratch s
+    model.hidden, model.ffn, model.n_heads, model.n_kv_heads, model.head_dim = hidden, ffn, n_heads, n_kv_heads, head_dim
+    return bc_scratch_layout(&model, n, 1, NULL, &s)
 
 
 include "_kernels_single.pxi"

@@ -97,7 +97,7 @@ def test_every_tensor_comes_back(opened, shapes, type_ids):
             assert data[info.offset : info.offset + nbytes] == file.data(name).tobytes()
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_gives_a_named_error_or_a_consistent_file(opened, data):
     good = small_model()
@@ -164,7 +164,7 @@ def test_a_truncated_file_names_the_tensor_and_both_sizes(opened):
         (Gguf(keys=[array("k", 8, 2**61, bytes(8))]).build(), FormatError, ["k", str(2**61)]),
         (Gguf(keys=[array("k", 8, 2, string("a") + string("b", 2**63))]).build(), FormatError, ["k", "string 1"]),
         (Gguf(keys=[array("k", 8, 2, string("a") + string("b", 99))]).build(), FormatError, ["k", "string 1"]),
-        (Gguf(keys=[array("k", 8, 2, string("a", 2**64 - 1) + bytes(9))]).build(), FormatError, ["string 1"]),
+        (Gguf(keys=[array("k", 8, 2, string("a", 2**64 - 1) + bytes(9))]).build(), FormatError, ["string 0"]),
         (Gguf(keys=[array("k", 7, 3, b"\0\1\2")]).build(), FormatError, ["k", "bool", "2"]),
         (Gguf(keys=[array("k", 9, 1, struct.pack("<IQ", 4, 0))]).build(), UnsupportedError, ["array of arrays"]),
         (Gguf(keys=[array("k", 99, 0, b"")]).build(), FormatError, ["k", "type 99"]),

@@ -14,6 +14,7 @@ import bitconv
 from bitconv import _kernels
 from bitconv.errors import BitconvWarning
 from bitconv.formats.gguf import open_gguf
+from bitconv.models.memory import largest_batch
 from bitconv.pipeline.inspect import inspect
 from bitconv.tensor_types import tensor_type
 from bitconv.tensor_types.stored import companion_name
@@ -119,7 +120,21 @@ def test_memory_is_what_the_engine_takes(tmp_path: Path, family: str, context: i
     with open_gguf(path) as gguf:
         assert memory.tensors == sum(info.nbytes for info in gguf.tensors.values())
     assert memory.rotary == memory.context * model.hyperparameters.head_dim // 2 * 4 * 2
-    assert memory.total == memory.tensors + memory.keys_and_values + memory.rotary
+    assert memory.scratch == model.engine.scratch_bytes(largest_batch(model.hyperparameters))
+    assert memory.total == memory.tensors + memory.keys_and_values + memory.rotary + memory.scratch
+
+
+def test_inspect_says_whether_a_model_fits(tiny_gguf: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = json.loads(cli("inspect", tiny_gguf, "-c", "64", "--json").out)["memory"]["total"]
+    for available, line in (
+        (total, f"available: {total} bytes now; it fits"),
+        (total - 1, f"available: {total - 1} bytes now; it does not fit"),
+        (None, None),
+    ):
+        monkeypatch.setattr("bitconv.machine.available_memory", lambda available=available: available)
+        shown = cli("inspect", tiny_gguf, "-c", "64").out
+        assert (line in shown) if line else ("available:" not in shown)
+        assert json.loads(cli("inspect", tiny_gguf, "--json").out)["memory_available"] == available
 
 
 def test_memory_in_the_command_line(tiny_gguf: Path, cli: Any) -> None:

@@ -122,18 +122,19 @@ def test_a_code_that_no_weight_has_is_found(name, data, seed):
     if name == "tq2_0":
         packed.reshape(-1, 66)[:, 64:] = 0xFF  # scales may have any bits
     weight = (packed, rows, cols, type_id, 1.0, tiles)
-    assert not _kernels.is_malformed(weight, 2)
+    sound = (packed.copy(), *weight[1:])
+    assert _kernels.first_malformed([weight, sound], 2) == -1
     three_k = cols // tiles[1] * tiles[1] if name == "tl2" else 0
     codes = rows * three_k // 6 or rows * cols // 4  # TL2: signs follow the nibbles
     at = int(rng.integers(0, codes))
     if name == "tq2_0":
         at += at // 64 * 2
     packed[at % packed.size] |= {"tl1": 0x90, "tl2": 0x0E, "tq1_0": 0xFF}.get(name, 0x30)
-    assert _kernels.is_malformed(weight, 2) == (name != "tq1_0")
+    assert _kernels.first_malformed([sound, weight, sound, weight], 2) == (-1 if name == "tq1_0" else 1)
     if name == "tl2" and cols > three_k:
         packed = random_bytes(rng, name, rows, cols, tiles)
         packed[-int(rng.integers(1, rows * (cols - three_k) // 4 + 1))] = 0x09
-        assert _kernels.is_malformed((packed, *weight[1:]), 1)
+        assert _kernels.first_malformed([sound, (packed, *weight[1:])], 1) == 1
 
 
 @pytest.mark.skipif(SHARED is None, reason="reference vectors are not beside the checkout")

@@ -15,6 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
     "errors": 0,
+    "_text": 0,
+    "machine": 0,
     "formats": 1,
     "_kernels": 1,
     "tensor_types": 2,

@@ -34,6 +34,11 @@ def test_any_piece_of_a_matrix_can_be_made_alone():
     assert whole[0, :8].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]  # the same on every machine
 
 
+def test_every_byte_has_its_trit(monkeypatch):
+    monkeypatch.setattr(make_dummy, "random_bytes", lambda seed, start, count: np.arange(count, dtype=np.uint8))
+    assert make_dummy.trits(0, 0, 4, 64).reshape(-1).tolist() == [i % 3 - 1 for i in range(255)] + [0]
+
+
 RUNNABLE = [layout for layout in LAYOUTS if "embedding" not in layout.name]
 
 

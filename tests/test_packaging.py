@@ -43,7 +43,8 @@ def test_a_clone_builds_and_runs(clone: Path, tmp_path: Path, compiler: str) -> 
         pytest.skip(f"{compiler} is not installed")
     wheel = build_wheel(clone, tmp_path / "wheel", compiler)
     names = zipfile.ZipFile(wheel).namelist()
-    assert any(name.startswith("bitconv/_kernels.") and name.endswith(".so") for name in names)
+    for module in ("_kernels", "_text"):
+        assert any(name.startswith(f"bitconv/{module}.") and name.endswith(".so") for name in names)
     assert "bitconv/py.typed" in names
     assert not [
         name for name in names if name.startswith(("tests/", "tools/")) or name.endswith((".h", ".pyx"))
@@ -69,10 +70,11 @@ def test_the_sdist_holds_what_a_build_needs(clone: Path, tmp_path: Path) -> None
         "setup.py",
         "LICENSE",
         "bitconv/_kernels.pyx",
+        "bitconv/_text.pyx",
         "bitconv/csrc/dispatch.h",
         "models/tiny/config.json",
     ):
         assert name in names
-    assert not [name for name in names if name.endswith((".so", ".pyc", "_kernels.c"))]
+    assert not [name for name in names if name.endswith((".so", ".pyc", "_kernels.c", "_text.c"))]
     (folder,) = (tmp_path / "sdist").iterdir()
     build_wheel(folder, tmp_path / "wheel", "gcc")

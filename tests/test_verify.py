@@ -325,6 +325,22 @@ def test_a_matrix_that_is_ternary_on_one_side_only_differs(tmp_path: Path) -> No
     assert bitconv.verify(b, b).equal
 
 
+@pytest.mark.parametrize("dense", ["F32", "F16"])
+def test_a_matrix_of_any_name_is_compared_with_its_dense_form(tmp_path: Path, dense: str) -> None:
+    trits = random_trits(128, 256)
+    name = "no_linear.of_ours"
+    one = write_tensors(tmp_path / "a.gguf", {name: packed("I2_S", trits, 0.5)})
+    for changed, result in ((False, "same"), (True, "different")):
+        values = trits * np.float32(0.5)
+        if changed:
+            values[3, 7] = 0.5 if values[3, 7] < 0 else -0.5
+        held = dense, trits.shape, tensor_type(dense).pack(values)
+        other = write_tensors(tmp_path / f"{result}.gguf", {name: held})
+        for a, b in ((one, other), (other, one)):
+            (check,) = bitconv.verify(a, b).tensors
+            assert check.result == result, check.message
+
+
 def test_a_defect_in_the_second_file_is_a_defect(tmp_path: Path) -> None:
     good = packed("I2_S", random_trits(4, 128), 0.5)
     data = good[2].copy()
@@ -435,8 +451,8 @@ def test_convert_verifies_what_it_wrote(
     assert outcome.code == 0 and "only the multipliers of 14 tensors are rounded" in outcome.err
     whole = GgufModel.ternary
 
-    def another(self: GgufModel, name: str) -> Ternary | None:
-        found = whole(self, name)
+    def another(self: GgufModel, name: str, *, like: Ternary | None = None) -> Ternary | None:
+        found = whole(self, name, like=like)
         return found and Ternary(found.multiplier * 2, found.read)
 
     monkeypatch.setattr(GgufModel, "ternary", another)

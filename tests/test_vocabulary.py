@@ -280,6 +280,53 @@ def _sequence(*parts: Any) -> Any:
     return pre_tokenizers.Sequence(list(parts))
 
 
+def test_a_json_that_the_keys_express_is_not_read_again(tmp_path: Path) -> None:
+    for case, (pre, ignore_merges, _) in PRE_TOKENIZERS.items():
+        v = convert(tmp_path / case, {"tokenizer.json": json_file(pre, ignore_merges=ignore_merges)})
+        assert v.json_is_expressed and not replace(v, json_is_expressed=False).json_is_expressed
+        read = through_gguf(v, tmp_path / "v.gguf")
+        assert read.json_is_expressed
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            rebuilt = Tokenizer(replace(read, huggingface_json="not read"))
+        executed = Tokenizer(replace(read, json_is_expressed=False))
+        for text in ("def x():\n\treturn 12345", "<new>  new\u00e9 \U0001f999 <new", ""):
+            for parse_special in (True, False):
+                assert rebuilt.encode(text, parse_special=parse_special) == executed.encode(
+                    text, parse_special=parse_special
+                )
+
+
+def _odd_files() -> dict[str, str]:
+    plain = json.loads(json_file(split(LLAMA_3_SPLIT), ignore_merges=True))
+    files = {}
+    for key in ("lstrip", "rstrip", "single_word", "normalized"):
+        odd = json.loads(json.dumps(plain))
+        odd["added_tokens"][0][key] = not odd["added_tokens"][0][key]
+        files[key] = odd
+    for key, value in (("unk_token", "a"), ("fuse_unk", True), ("ignore_merges", False)):
+        files[key] = {**plain, "model": {**plain["model"], key: value}}
+    files["normalizer"] = {**plain, "normalizer": {"type": "NFC"}}
+    files["added in the model"] = json.loads(json.dumps(plain))
+    first = files["added in the model"]["added_tokens"][0]
+    files["added in the model"]["model"]["vocab"][first["content"]] = first["id"]
+    return {name: json.dumps(value) for name, value in files.items()}
+
+
+@pytest.mark.parametrize("case", list(_odd_files()))
+@pytest.mark.filterwarnings("ignore::bitconv.errors.BitconvWarning")
+def test_a_json_with_rules_of_its_own_is_executed(case: str, tmp_path: Path) -> None:
+    v = convert(tmp_path, {"tokenizer.json": _odd_files()[case]})
+    assert v.huggingface_json is not None and not v.json_is_expressed
+
+
+def test_a_type_changed_on_reading_needs_the_json(tmp_path: Path) -> None:
+    expressed = {"bitconv.tokenizer_json_is_expressed": (True, "bool")}
+    assert read_keys(tmp_path, expressed).json_is_expressed
+    careless = {"tokenizer.ggml.token_type": ([1, 1, 1, 1, 3], "arr[i32]")}
+    assert not read_keys(tmp_path, {**expressed, **careless}).json_is_expressed
+
+
 UNKNOWN = {
     "expression": split(r"\p{L}+|\s"),
     "prefix space": pre_tokenizers.ByteLevel(add_prefix_space=True),

@@ -33,11 +33,10 @@ from bitconv.tensor_types.stored import companion_name  # noqa: E402
 from tools.layouts import DUMMIES, LAYOUTS, Layout  # noqa: E402
 
 SCALE = 0.03125  # exact in every type
-PIECE = 1 << 24  # weights made at a time
+PIECE = 1 << 21  # weights that a thread makes at a time; they stay in its cache
 VOCABULARIES = {"bitnet-b1.58-2B-4T": 128256, "bitnet_b1_58-large": 32002, "bitnet_b1_58-3B": 32002}
 VOCABULARIES |= {"Llama3-8B-1.58-100B-tokens": 128256}
 VOCABULARIES |= {f"Falcon3-{size}-Instruct-1.58bit": 131072 for size in ("7B", "10B")}
-_TRIT = np.array([i % 3 - 1 if i < 255 else 0 for i in range(256)], dtype=np.int8)
 
 
 def hyperparameters(layout: Layout) -> Hyperparameters:
@@ -58,10 +57,16 @@ def random_bytes(seed: int, start: int, count: int) -> np.ndarray:
 
 
 def trits(seed: int, start: int, rows: int, cols: int) -> np.ndarray:
-    """Return rows start.. of matrix `seed`: int8 [rows, cols]."""
+    """Return rows start.. of matrix `seed`: int8 [rows, cols]; byte b of the stream is b % 3 - 1, and 0 for b = 255."""
     first = start * cols
     skip = first % 32
-    return _TRIT[random_bytes(seed, first - skip, rows * cols + skip)[skip:]].reshape(rows, cols)
+    raw = random_bytes(seed, first - skip, rows * cols + skip)[skip:]
+    thirds = raw // np.uint8(3)  # NumPy divides with vector instructions, but does not take remainders so
+    thirds *= np.uint8(3)
+    values = np.subtract(raw, thirds, out=thirds).view(np.int8)
+    values -= 1
+    values += raw == 255
+    return values.reshape(rows, cols)
 
 
 def write_linear(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitconv.cli.options import layout_options
+from bitconv.cli.options import layout_options, placement_options
 from bitconv.cli.state import State, state_options
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Numbers(click.ParamType):
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each.")
 @click.option("--isa", metavar="NAME", help="Instruction set of the kernels; default: the best.")
 @click.option("-ctk", "--cache-type-k", default="f16", metavar="TYPE", help="Type of the KV cache; default: f16.")
+@placement_options
 @click.option("--kernels", is_flag=True, help="Time each ternary type and shape alone instead.")
 @click.option("-o", "--output", type=click.Choice(["md", "json", "csv"]), default="md", help="Form of the result.")
 @layout_options
@@ -65,6 +66,8 @@ def bench(
     repetitions: int,
     isa: str | None,
     cache_type_k: Any,
+    no_mmap: bool,
+    mlock: bool,
     kernels: bool,
     output: str,
     **layout: Any,
@@ -84,7 +87,8 @@ def bench(
     paths = [*words, *model]
     if not paths:
         raise click.UsageError("give a model: bitconv bench MODEL.gguf")
-    loaded = [bitconv.load(path, isa=isa, cache_type=cache_type_k, **layout) for path in paths]
+    options = {"isa": isa, "cache_type": cache_type_k, "mmap": not no_mmap, "mlock": mlock, **layout}
+    loaded = [bitconv.load(path, **options) for path in paths]
     with state.progress("bench", "run") as progress:
         if kernels:
             sizes = tuple(n for n in (1, *n_prompt) if n)

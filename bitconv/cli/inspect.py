@@ -120,12 +120,15 @@ def _memory(found: Inspection) -> list[str]:
     if memory is None:
         return []
     parts = (
-        f"{memory.tensors} tensors in the mapped file, {memory.keys_and_values} keys and values in f16, "
-        f"{memory.rotary} rotary table"
+        f"{memory.tensors} tensors in the mapped file, {memory.keys_and_values} keys and values in "
+        f"{memory.cache_type}, {memory.rotary} rotary table, {memory.scratch} scratch"
     )
-    return [
-        f"memory: {memory.total} bytes for a context of {memory.context}: {parts}; up to 128 MiB of scratch on top"
-    ]
+    lines = [f"memory: {memory.total} bytes for a context of {memory.context}: {parts}"]
+    available = found.memory_available
+    if available is not None:
+        fits = "it fits" if memory.total <= available else "it does not fit: every token may wait for the disk"
+        lines.append(f"available: {available} bytes now; {fits}")
+    return lines
 
 
 def _types(found: Inspection) -> list[str]:

@@ -50,6 +50,11 @@ layout_options = stack(
     ),
 )
 
+placement_options = stack(
+    click.option("--no-mmap", is_flag=True, help="Read the weights into memory instead of mapping the file."),
+    click.option("--mlock", is_flag=True, help="Keep the weights from being swapped or dropped from memory."),
+)
+
 model_options = stack(
     click.option(
         "-t",
@@ -75,6 +80,7 @@ model_options = stack(
     ),
     click.option("-ctv", "--cache-type-v", type=click.Choice(["f16", "f32"]), help="The same as -ctk."),
     layout_options,
+    placement_options,
 )
 
 sampling_options = stack(
@@ -138,6 +144,8 @@ class RunOptions:
     cache_type_v: str | None
     kernel_config: str | None
     i2s_layout: str | None
+    no_mmap: bool
+    mlock: bool
     temp: float
     top_k: int
     top_p: float
@@ -174,6 +182,8 @@ class RunOptions:
             cache_type_v=self.cache_type_v,
             kernel_config=self.kernel_config,
             i2s_layout=self.i2s_layout,
+            no_mmap=self.no_mmap,
+            mlock=self.mlock,
         )
 
     def generation(self) -> dict[str, Any]:
@@ -202,6 +212,7 @@ def load_model(
     *,
     cache_type_k: str | None,
     cache_type_v: str | None,
+    no_mmap: bool,
     **options: Any,
 ) -> Model:
     """bitconv.load with the options of model_options."""
@@ -212,7 +223,7 @@ def load_model(
         )
     import bitconv
 
-    return bitconv.load(path, cache_type="f32" if kinds == {"f32"} else "f16", **options)
+    return bitconv.load(path, cache_type="f32" if kinds == {"f32"} else "f16", mmap=not no_mmap, **options)
 
 
 def read_text(path: str) -> str:

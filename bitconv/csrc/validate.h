@@ -4,6 +4,8 @@
 
 #include "kernel_api.h"
 
+enum { BC_PIECES = 16 }; /* of one weight: megabytes each where weights are large */
+
 /* Simple loops over bytes, which compilers vectorise; each returns non-zero when one of n bytes is wrong. */
 static int bc_has_code_3(const uint8_t *p, int64_t n)
 {
@@ -45,16 +47,19 @@ static int bc_is_malformed(const bc_matrix *w, int64_t part, int64_t parts)
     return wrong; /* every byte of TQ1_0 is five digits */
 }
 
-static int bc_malformed(const bc_matrix *w, int32_t threads)
+/* The first of n weights that is malformed, or n. One team for all of them: on a busy machine it costs more to gather
+ * threads for every weight than to read it. Pieces are handed out in the order of the file, which disks like. */
+static int64_t bc_first_malformed(const bc_matrix *w, int64_t n, int32_t threads)
 {
-    int wrong = 0;
+    int64_t first = n;
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) reduction(| : wrong)
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(min : first)
 #endif
-    for (int32_t part = 0; part < 64; part++)
-        wrong |= bc_is_malformed(w, part, 64);
+    for (int64_t piece = 0; piece < n * BC_PIECES; piece++)
+        if (bc_is_malformed(w + piece / BC_PIECES, piece % BC_PIECES, BC_PIECES) && piece / BC_PIECES < first)
+            first = piece / BC_PIECES;
     (void)threads;
-    return wrong;
+    return first;
 }
 
 #endif

@@ -6,6 +6,7 @@ which the gguf package does not. Tensor bytes are views of the memory map, never
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar, overload
 
 import numpy as np
 
+from bitconv import machine
 from bitconv.errors import FormatError, InputError, ResourceError, UnsupportedError
 from bitconv.formats import ggml_types
 from bitconv.formats.gguf_metadata import Cursor, Metadata, StringArray
@@ -30,6 +32,7 @@ D = TypeVar("D")
 MAX_RECORDS = 16384  # keys, and tensors; published models have tens and thousands
 MAX_DIMS = 4
 DEFAULT_ALIGNMENT = 32
+_COPIED = 16 << 20  # bytes that a thread copies at a time
 _ID_39 = ggml_types.TL2
 _BIG_ENDIAN = "big-endian GGUF; gguf-convert-endian (of the gguf package) makes it little-endian"
 
@@ -76,6 +79,8 @@ class GgufFile:
         self.metadata_types: Mapping[str, str] = MappingProxyType(dict(metadata_types))
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
         self.size = len(data)
+        self.resident = False
+        """Whether the tensors are in memory to stay: copied there, or locked."""
         self._map: mmap.mmap | None = data
 
     def __enter__(self) -> GgufFile:
@@ -98,14 +103,43 @@ class GgufFile:
         info = self._info(name)
         return np.frombuffer(self._open_map(), np.uint8, info.nbytes, info.offset)
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def read_into_memory(self, threads: int = 1) -> None:
+        """Copy the tensors into memory of their own, in huge pages where the system has them.
+
+        ResourceError when there is not enough.
+        Views handed out before stay in the file; `data` gives views of the copy from now on.
+        """
+        memory = _memory(self.size, str(self.path))
+        _copy_pieces(self._tensor_area(self._open_map()), self._tensor_area(memory), threads)
+        self._open_map().madvise(mmap.MADV_DONTNEED)  # strings of the metadata stay in it and come back when touched
+        self._map, self.resident = memory, True
+
+    def lock(self) -> None:
+        """Keep the tensors from being swapped or dropped; OSError when the system refuses."""
+        area = self._tensor_area(self._open_map())
+        machine.lock(area.ctypes.data, area.nbytes)
+        self.resident = True
+
     def tensor_data(self) -> np.ndarray:
-        """Return the bytes of all tensors and what lies between them: uint8, a read-only view of the map."""
-        start = min((info.offset for info in self.tensors.values()), default=0)
-        stop = max((info.offset + info.nbytes for info in self.tensors.values()), default=0)
-        return np.frombuffer(self._open_map(), np.uint8, stop - start, start)
+        """Return the bytes of all tensors and what lies between them: uint8, a read-only view."""
+        return self._tensor_area(self._open_map())
+
+    def _tensor_area(self, memory: mmap.mmap) -> np.ndarray:
+        """The bytes from the first tensor to the last: uint8, a view."""
+        infos = self.tensors.values()
+        first = min((info.offset for info in infos), default=self.size)
+        last = max((info.offset + info.nbytes for info in infos), default=self.size)
+        return np.frombuffer(memory, np.uint8)[first:last]
 
     def advise(self, name: str) -> None:
         """Ask the system to read a tensor's pages ahead; a hint that never fails."""
+        if self.resident:
+            return
         info = self._info(name)
         start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
         self._open_map().madvise(mmap.MADV_WILLNEED, start, info.offset + info.nbytes - start)
@@ -115,7 +149,7 @@ class GgufFile:
         info = self._info(name)
         start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
         stop = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if stop > start:
+        if stop > start and not self.resident:  # what is dropped from a copy does not come back
             self._open_map().madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     @overload
@@ -195,6 +229,27 @@ def _map_file(path: Path) -> mmap.mmap:
         raise ResourceError(f"{path}: cannot be mapped into memory: {error.strerror or error}") from error
     finally:
         os.close(handle)
+
+
+def _memory(nbytes: int, path: str) -> mmap.mmap:
+    try:
+        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise ResourceError(f"{path}: {nbytes} bytes of memory cannot be had: {error.strerror}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _copy_pieces(source: np.ndarray, target: np.ndarray, threads: int) -> None:
+    from concurrent.futures import ThreadPoolExecutor  # only programs that copy pay for it
+
+    def copy(start: int) -> None:  # NumPy lets go of the GIL
+        target[start : start + _COPIED] = source[start : start + _COPIED]
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(copy, range(0, len(source), _COPIED)))
 
 
 def _read_version(cursor: Cursor) -> int:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import codecs
 import mmap
 import struct
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, overload
 
 import numpy as np
 
+from bitconv import _text
 from bitconv.errors import FormatError, UnsupportedError
 
 MAX_NAME = 0xFFFF  # bytes of a key or tensor name; the standard's own limit for keys
 MAX_ARRAY_STRINGS = 2 << 20  # over all arrays of a file; large vocabularies and merge lists stay below 1 M
 MAX_TEXT = 128 << 20  # bytes of text outside arrays; the whole tokenizer.json of a large vocabulary has 20 MB
+_AT_ONCE = 4096  # strings decoded by one call
 _DECODE_NOW = 4096  # longer strings are decoded when asked for, so that opening allocates little
 
 U32, STRING, ARRAY, BOOL = 4, 8, 9, 7
@@ -31,14 +32,15 @@ _U64 = struct.Struct("<Q")
 class StringArray(Sequence[str]):
     """The strings of one array, each decoded from the map when asked for.
 
-    A string that is not UTF-8 raises FormatError naming key and index at that moment.
+    starts: as `_text.walk_strings` gives them. A string that is not UTF-8 raises FormatError naming key and index at
+    that moment.
     """
 
-    def __init__(self, where: str, data: mmap.mmap, starts: array[int], stop: int) -> None:
-        self._where, self._data, self._starts, self._stop = where, data, starts, stop
+    def __init__(self, where: str, data: mmap.mmap, starts: np.ndarray) -> None:
+        self._where, self._data, self._starts = where, data, starts
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._starts) - 1
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -46,31 +48,38 @@ class StringArray(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._decode(self.raw(index), index)
+            first, last, step = index.indices(len(self))
+            if step == 1 and first < last:
+                return self._several(first, last)
+            return [self[i] for i in range(first, last, step)]
+        return self._decode(index)
 
     def __iter__(self) -> Iterator[str]:
-        if not self._starts:
-            return
-        base = self._starts[0]
-        block = self._data[base : self._stop]  # one copy, then cheap slices
-        last = len(self._starts) - 1
-        for i, start in enumerate(self._starts):
-            stop = self._starts[i + 1] - 8 if i < last else self._stop
-            yield self._decode(block[start - base : stop - base], i)
+        for first in range(0, len(self), _AT_ONCE):
+            yield from self._several(first, min(first + _AT_ONCE, len(self)))
 
     def raw(self, index: int) -> bytes:
         """Return the bytes of one string."""
         if index < 0:
-            index += len(self._starts)
-        if not 0 <= index < len(self._starts):
-            raise IndexError(f"string {index} of {len(self._starts)}")
-        stop = self._starts[index + 1] - 8 if index + 1 < len(self._starts) else self._stop
-        return self._data[self._starts[index] : stop]
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"string {index} of {len(self)}")
+        return self._data[int(self._starts[index]) : int(self._starts[index + 1]) - 8]
 
-    def _decode(self, data: bytes, index: int) -> str:
+    @property
+    def strings(self) -> _text.Strings:
+        """The data, and where its strings start."""
+        return self._data, self._starts
+
+    def _several(self, first: int, last: int) -> list[str]:
         try:
-            return data.decode("utf-8")
+            return _text.decode_strings(self._data, self._starts, first, last)
+        except UnicodeDecodeError:
+            return [self._decode(i) for i in range(first, last)]  # which says where
+
+    def _decode(self, index: int) -> str:
+        try:
+            return self.raw(index).decode("utf-8")
         except UnicodeDecodeError as error:
             where = f"{self._where}, string {index}"
             raise FormatError(f"{where}: not UTF-8 at its byte {error.start}") from error
@@ -79,25 +88,9 @@ class StringArray(Sequence[str]):
         return f"<StringArray of {len(self)}>"
 
 
-def walk_strings(data: mmap.mmap, position: int, count: int) -> tuple[array[int], int]:
-    """Find `count` length-prefixed strings: the position of each one's first byte, and the end of the last.
-
-    Raises ValueError with the index of the string that leaves the file. This is the one loop of the reader
-    that runs per token, kept alone so that it can be replaced.
-    """
-    starts = array("q")
-    append, unpack = starts.append, _U64.unpack_from
-    try:
-        for _ in range(count):
-            (length,) = unpack(data, position)
-            position += 8
-            append(position)
-            position += length
-    except (struct.error, OverflowError, IndexError) as error:
-        raise ValueError(len(starts)) from error
-    if position > len(data):
-        raise ValueError(count - 1)
-    return starts, position
+def strings_of(texts: Sequence[str]) -> _text.Strings:
+    """Return strings as `_text` takes them: where they lie in the map, or laid out anew."""
+    return texts.strings if isinstance(texts, StringArray) else _text.as_strings(texts)
 
 
 class Cursor:
@@ -215,13 +208,13 @@ class Cursor:
                 f"{self.path}: more than {MAX_ARRAY_STRINGS} strings in arrays, counted up to key {key}"
             )
         try:
-            starts, stop = walk_strings(self.data, self.position, count)
+            starts, stop = _text.walk_strings(self.data, self.position, count)
         except ValueError as error:
             raise self.fail(
                 f"key {key}: string {error} of {count} does not fit into the file of {self.size} bytes"
             ) from error
         self.position = stop
-        return StringArray(f"{self.path}: key {key}", self.data, starts, stop)
+        return StringArray(f"{self.path}: key {key}", self.data, starts)
 
 
 class LongString:

@@ -44,10 +44,11 @@ def read_hf_tokenizer(
     if text is not None:
         check_same_tokens(load(text, table.where), tokens, types.tolist())
     ids = special_tokens.settle(table, checkpoint, settings, vocab_size)
+    name = _settle_pre(table, pre, text is not None)
     return Vocabulary(
         model=table.model,
         tokens=tokens,
-        pre=_settle_pre(table, pre, text is not None),
+        pre=name,
         scores=scores if table.model == SPM else None,
         types=types,
         merges=table.merges if table.model == BPE else (),
@@ -63,6 +64,7 @@ def read_hf_tokenizer(
         add_space_prefix=table.add_space_prefix,
         chat_template=_chat_template(checkpoint, settings),
         huggingface_json=text,
+        json_is_expressed=text is not None and _is_expressed(table, name),
     )
 
 
@@ -118,6 +120,12 @@ def _settle_pre(table: TokenTable, wanted: str | None, has_json: bool) -> str:
             f"differently: {'; '.join(unlike)}"
         )
     return name
+
+
+def _is_expressed(table: TokenTable, pre: str) -> bool:
+    """Whether tokens, merges and the name of the pre-tokenizer say all that tokenizer.json says about cutting text."""
+    known = pre == table.pre and not pre_tokenizer(pre, table.where).disputed
+    return table.model == BPE and known and not (table.unlike or table.remarks or table.odd)
 
 
 def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:

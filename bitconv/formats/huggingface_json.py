@@ -47,8 +47,10 @@ def check_same_tokens(tokenizer: Any, tokens: Sequence[str], types: Sequence[int
 
     Raises FormatError naming the first difference.
     """
-    by_id: list[str | None] = [None] * len(tokens)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    if len(vocabulary) == len(tokens) and vocabulary == dict(zip(tokens, range(len(tokens)), strict=True)):
+        return  # compared at once; what follows says where the difference is
+    by_id: list[str | None] = [None] * len(tokens)
     for token, i in vocabulary.items():
         if not 0 <= i < len(tokens):
             raise FormatError(
@@ -112,6 +114,19 @@ def _read_byte_level(table: TokenTable, parsed: dict[str, Any]) -> None:
     table.pre = entry.name if entry else None
     if entry and entry.ignore_merges != parsed["model"]["ignore_merges"]:
         table.remarks.append(f"ignore_merges is not what the name {entry.name} implies")
+    table.odd = _is_odd(parsed)
+
+
+def _is_odd(parsed: dict[str, Any]) -> bool:
+    """Whether a byte-level tokenizer.json has settings without a counterpart or added tokens with own rules."""
+    model, added = parsed["model"], parsed["added_tokens"]
+    if any(model[key] for key in ("unk_token", "fuse_unk", "byte_fallback")):
+        return True
+    if any(token[key] for token in added for key in ("single_word", "lstrip", "rstrip")):
+        return True
+    in_two_passes = len({token["normalized"] for token in added}) > 1
+    whole = model["ignore_merges"] and any(token["content"] in model["vocab"] for token in added)
+    return in_two_passes or whole
 
 
 def _steps(pre_tokenizer: Any) -> tuple[str, ...] | None:

@@ -18,7 +18,8 @@ class TokenTable:
     texts, types, scores: by id, in any order and with holes. pre: None where it is not known. prefix and
     suffix: the tokens put before and after a text; None where the file does not say.
     unlike: why a tokenizer rebuilt from the table would not be the file's, in words for the user; remarks:
-    the same for rare texts only.
+    the same for rare texts only. odd: whether tokenizer.json uses what GGUF's keys do not express, though without
+    consequence for ordinary texts.
     """
 
     model: str
@@ -38,6 +39,7 @@ class TokenTable:
     json_text: str | None = None
     unlike: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    odd: bool = False
 
     def add(self, token_id: int, text: str, kind: TokenType, score: float = 0.0) -> None:
         """Enter a token; FormatError when the id already belongs to another text."""

@@ -21,6 +21,7 @@ SPM, BPE = "llama", "gpt2"
 
 LLAMA_3_SIZE: Final = 128256
 _PREFIX = "tokenizer.ggml."
+_EXPRESSED = "bitconv.tokenizer_json_is_expressed"
 _NONE = 0xFFFFFFFF  # -1 in the eyes of writers that had no id to write
 
 EOT_NAMES: Final = (
@@ -59,7 +60,8 @@ class Vocabulary:
     model: "llama" (SentencePiece) or "gpt2" (byte-level BPE); pre: the named pre-tokenizer of the latter.
     tokens: in the order of their ids; scores: float32 [tokens]; types: int32 [tokens], values of TokenType;
     merges: "left right", best first. eog_ids: every id that ends a generation, eos, eot and eom among them.
-    huggingface_json: the text of tokenizer.json, which is executed where it is present.
+    huggingface_json: the text of tokenizer.json, which is executed where it is present, unless json_is_expressed: then
+    the other fields say the same, and building the tokenizer from them takes a fraction of the time.
     """
 
     model: str
@@ -80,6 +82,7 @@ class Vocabulary:
     add_space_prefix: bool = False
     chat_template: str | None = None
     huggingface_json: str | None = None
+    json_is_expressed: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -106,6 +109,7 @@ class Vocabulary:
         yield _PREFIX + "add_space_prefix", self.add_space_prefix if self.model == SPM else None, "bool"
         yield "tokenizer.chat_template", self.chat_template, "str"
         yield "tokenizer.huggingface.json", self.huggingface_json, "str"
+        yield _EXPRESSED, self.json_is_expressed or None, "bool"
 
     def _ids(self) -> Iterable[tuple[str, int | None]]:
         yield "bos_token_id", self.bos_id
@@ -142,12 +146,13 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
     eog = {ids["eos_id"], ids["eot_id"], ids["eom_id"], *eot, *eom, *_read_eog(gguf, len(tokens))} - {None}
     ids["eot_id"] = next(iter(eot), None) if ids["eot_id"] is None else ids["eot_id"]
     ids["eom_id"] = next(iter(eom), None) if ids["eom_id"] is None else ids["eom_id"]
+    special = _special_types(types, tokens, [ids["bos_id"], *eog])
     return Vocabulary(
         model=model,
         tokens=tokens,
         pre=pre,
         scores=_read_scores(gguf, len(tokens), required=model == SPM),
-        types=_special_types(types, tokens, [ids["bos_id"], *eog]),
+        types=special,
         merges=gguf.get(_PREFIX + "merges", list) if model == BPE else (),
         eog_ids=frozenset(int(i) for i in eog if i is not None),
         add_bos=gguf.get(_PREFIX + "add_bos_token", bool, model == SPM or implies_bos(pre)),
@@ -155,6 +160,7 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
         add_space_prefix=gguf.get(_PREFIX + "add_space_prefix", bool, model == SPM) and model == SPM,
         chat_template=gguf.get("tokenizer.chat_template", str, None),
         huggingface_json=gguf.get("tokenizer.huggingface.json", str, None),
+        json_is_expressed=gguf.get(_EXPRESSED, bool, False) and model == BPE and np.array_equal(types, special),
         **ids,
     )
 

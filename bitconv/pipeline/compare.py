@@ -13,7 +13,7 @@ from bitconv.errors import UnsupportedError
 from bitconv.formats.checkpoint import Checkpoint, to_float32
 from bitconv.formats.gguf import GgufFile
 from bitconv.models.hf_config import read_hf
-from bitconv.pipeline.gguf_linears import GgufLinears
+from bitconv.pipeline.gguf_linears import STORAGE, GgufLinears
 from bitconv.pipeline.linears import chunk_bounds, open_matrix
 from bitconv.pipeline.plan import OutputTypes, naming, plan_tensors
 from bitconv.tensor_types import tensor_type
@@ -59,8 +59,11 @@ class Model(ABC):
         """Return the bytes as stored."""
 
     @abstractmethod
-    def ternary(self, name: str) -> Ternary | None:
-        """Return a linear whose weights are {-a, 0, +a}; None for any other tensor."""
+    def ternary(self, name: str, *, like: Ternary | None = None) -> Ternary | None:
+        """Return a linear whose weights are {-a, 0, +a}; None for any other tensor.
+
+        like: its ternary counterpart, if there is one; then a matrix may have any name.
+        """
 
     @abstractmethod
     def values(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -90,8 +93,10 @@ class GgufModel(Model):
     def nbytes(self, name: str) -> int:
         return self.gguf.tensors[name].nbytes
 
-    def ternary(self, name: str) -> Ternary | None:
-        multiplier = self.linears.multiplier(name) if name in self._linears else None
+    def ternary(self, name: str, *, like: Ternary | None = None) -> Ternary | None:
+        info = self.gguf.tensors[name]
+        could_be = name in self._linears or (like is not None and len(info.shape) == 2 and info.type_name in STORAGE)
+        multiplier = self.linears.multiplier(name) if could_be else None
         if multiplier is None:
             return None
         trits = self.linears.trits(name)
@@ -132,7 +137,7 @@ class CheckpointModel(Model):
         source = self._tensors[name].source
         return 0 if source is None else source.nbytes
 
-    def ternary(self, name: str) -> Ternary | None:
+    def ternary(self, name: str, *, like: Ternary | None = None) -> Ternary | None:
         tensor = self._tensors[name]
         if not tensor.linear or tensor.source is None:
             return None

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from bitconv import machine
 from bitconv.errors import BitconvError, BitconvWarning
 from bitconv.formats.ggml_types import file_type_name
 from bitconv.formats.gguf import GgufFile, TensorInfo, open_gguf
 from bitconv.formats.vocabulary import TokenType, Vocabulary, read_vocabulary
 from bitconv.models import Hyperparameters, gguf_tensor_names, read_gguf
 from bitconv.models.dead_channels import layout_doubt
+from bitconv.models.memory import Memory, memory_of
 from bitconv.pipeline.gguf_linears import GgufLinears
 from bitconv.tensor_types import tensor_type
 from bitconv.tensor_types.stored import companion_scale, ternary_type
@@ -65,29 +67,12 @@ class TypeRow:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that running takes: tensors, which stay in the mapped file, and keys and values of `context` positions.
-
-    rotary: the table of sines and cosines. Scratch memory, at most 128 MiB, comes on top.
-    """
-
-    context: int
-    tensors: int
-    keys_and_values: int
-    rotary: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.tensors + self.keys_and_values + self.rotary
-
-
-@dataclass(frozen=True)
 class Inspection:
     """A GGUF file, described. `problem` says why the runtime cannot execute it, or is None.
 
     metadata: key -> (type, value), long values shortened. tokenizer: facts, or {} where the file has none.
-    memory: None for a file that is no model of a known architecture. isa: instruction set of the kernels.
+    memory: None for a file that is no model of a known architecture. memory_available: bytes, now.
+    isa: instruction set of the kernels.
     """
 
     path: str
@@ -102,6 +87,7 @@ class Inspection:
     tensors: Sequence[TensorRow]
     isa: str
     memory: Memory | None
+    memory_available: int | None
 
 
 def inspect(
@@ -145,19 +131,9 @@ def inspect(
             types=_type_rows(gguf, isa),
             tensors=[census.row(i) if count_weights else _row(i) for i in gguf.tensors.values()],
             isa=isa,
-            memory=None if hp is None else memory(gguf, hp, context),
+            memory=None if hp is None else memory_of(hp, gguf.tensor_bytes, hp.context if context is None else context),
+            memory_available=machine.available_memory(),
         )
-
-
-def memory(gguf: GgufFile, hp: Hyperparameters, context: int | None = None) -> Memory:
-    """Return what running a model takes, with keys and values in float16."""
-    from bitconv import _kernels
-
-    n = hp.context if context is None else context
-    padded = -(-n // _kernels.KEYS) * _kernels.KEYS
-    value_width = -(-hp.head_dim // 16) * 16
-    cache = padded * hp.n_layers * hp.n_kv_heads * (hp.head_dim + value_width) * 2
-    return Memory(n, sum(info.nbytes for info in gguf.tensors.values()), cache, n * hp.head_dim * 4)
 
 
 def _row(info: TensorInfo, **census: Any) -> TensorRow:

@@ -267,7 +267,8 @@ class _Checker:
         for model in (self.a, b):
             if isinstance(model, GgufModel) and model.type_name(name) not in known:
                 return Verdict(UNKNOWN, f"{model.type_name(name)} cannot be read here")
-        right = b.ternary(name)
+        right = b.ternary(name, like=left)
+        left = left or self.a.ternary(name, like=right)
         if left is not None and right is not None:
             return compare_ternary(self.a, b, name, left, right)
         if left is not None or right is not None:

@@ -16,6 +16,8 @@ from bitconv.errors import FormatError, InputError, ResourceError
 from bitconv.formats.gguf import GgufFile, open_gguf
 from bitconv.formats.vocabulary import Vocabulary, read_vocabulary
 from bitconv.models import LINEARS, Hyperparameters, read_gguf
+from bitconv.models.memory import largest_batch
+from bitconv.runtime.placement import place_weights, warn_of_shortage
 from bitconv.runtime.rope import inverse_frequencies
 from bitconv.runtime.threads import checked_threads
 from bitconv.runtime.weights import Weight, Weights
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 CacheType = Literal["f16", "f32"]
 CACHE_TYPES: dict[str, int] = {"f16": 1, "f32": 0}
 _SITES = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
-_MAX_BATCH = 512
-_SCRATCH_BYTES = 128 << 20  # larger models work in smaller batches
 
 
 def load(
@@ -40,6 +40,8 @@ def load(
     hidden_act: str | None = None,
     kernel_config: str | None = None,
     i2s_layout: str | None = None,
+    mmap: bool = True,
+    mlock: bool = False,
 ) -> Model:
     """Open a GGUF file for execution.
 
@@ -47,12 +49,15 @@ def load(
     None means $BITCONV_ISA or the best of this CPU. hidden_act: "silu" or "relu2", overrides the file. kernel_config:
     tiles of TL1 and TL2 tensors, such as "tl2:256,256,128,96", for files that do not state them. i2s_layout: "arm64" or
     "x4" for foreign I2_S files in these layouts.
-    Weights stay in the mapped file. Raises InputError, FormatError, UnsupportedError.
+    Weights stay in the mapped file, or without mmap are read into memory. mlock: keep them from being swapped or
+    dropped; where that is not permitted, a warning. A warning too where less memory is available than running takes.
+    Raises InputError, FormatError, UnsupportedError; ResourceError when weights that must be in memory do not fit.
     """
     if cache_type not in CACHE_TYPES:
         raise InputError(f"cache type {cache_type!r} is unknown\nuse one of {', '.join(CACHE_TYPES)}")
     gguf, chosen, team = open_gguf(path), choose_isa(isa), checked_threads(threads)
     hp = read_gguf(gguf, hidden_act=hidden_act)
+    place_weights(gguf, mmap=mmap, mlock=mlock, threads=team)
     weights = Weights(gguf, threads=team, kernel_config=kernel_config, i2s_layout=i2s_layout)
     return Model(gguf, hp, weights, threads=team, cache_type=cache_type, isa=chosen)
 
@@ -87,6 +92,8 @@ class Model:
         self.inv_freq = inverse_frequencies(hp.rope_theta, hp.head_dim, hp.rope_factors)
         self.ternary: frozenset[str] = frozenset()
         self._weights = weights
+        self._warned = False
+        self.warn_of_shortage(1)  # before all weights are read for the first time
         self.engine = self._build()
 
     def _build(self) -> _kernels.Engine:
@@ -114,6 +121,7 @@ class Model:
                 **{name.removeprefix("attn_").removeprefix("ffn_"): weight for name, weight in linears.items()},
             )
         self.ternary = frozenset(ternary)
+        weights.check()
         return engine
 
     def weight(self, name: str) -> Weight:
@@ -144,6 +152,11 @@ class Model:
         """Return an empty key/value cache of n_ctx positions (default: what the model was trained for)."""
         return Context(self, n_ctx if n_ctx is not None else self.n_ctx_train)
 
+    def warn_of_shortage(self, n_ctx: int) -> None:
+        """Warn, once, where weights, cache and working memory exceed the memory available."""
+        if not self._warned:
+            self._warned = warn_of_shortage(self.gguf, self.hyperparameters, n_ctx, self.cache_type)
+
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Return float32 [tokens, vocab]: the logits after each position of one sequence, from an empty cache."""
         return self.context(max(len(ids), 1)).forward(ids, logits="all")
@@ -171,16 +184,16 @@ class Context:
         self.model, self.n_ctx, self.n_past = model, n_ctx, 0
         self.team = 0
         """Threads that took part in the last forward pass."""
+        model.warn_of_shortage(n_ctx)
         cache_type = CACHE_TYPES[model.cache_type]
         try:
             self._cache = _kernels.Cache(model.engine, n_ctx, cache_type, model.inv_freq)
-        except (MemoryError, ValueError, OverflowError) as error:
+        except (MemoryError, OSError, ValueError, OverflowError) as error:
             need = model.engine.cache_bytes(n_ctx, cache_type)
             raise ResourceError(
                 f"a context of {n_ctx} tokens needs {need / 1e9:.1f} GB, which cannot be had\nuse a smaller one (-c)"
             ) from error
-        per_token = model.engine.scratch_bytes(_MAX_BATCH, 1) // _MAX_BATCH
-        self._batch = max(16, min(_MAX_BATCH, _SCRATCH_BYTES // per_token))
+        self._batch = largest_batch(model.hyperparameters)
 
     def forward(self, ids: Sequence[int], *, logits: Literal["last", "all", "none"] = "last") -> np.ndarray:
         """Append tokens to the sequence.

@@ -8,7 +8,7 @@ to be made up when a model is loaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -64,7 +64,7 @@ class SentencePieceEncoder:
                 ids += self._merge(part)
             else:
                 for word in self._words.findall(part):
-                    ids += self._word(word)
+                    ids += cached(self._cache, word, self._merge)
         return ids if self._bytes else self._join_unknown(ids)
 
     def _word_pattern(self) -> re.Pattern[str] | None:
@@ -75,16 +75,6 @@ class SentencePieceEncoder:
         if any(not piece.startswith("[PAD") for piece in self._unused):
             return None  # how an unused piece falls apart may depend on text far away
         return re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
-
-    def _word(self, word: str) -> list[int]:
-        ids = self._cache.get(word)
-        if ids is None:
-            ids = self._merge(word)
-            if len(word) <= _LONGEST_CACHED:
-                if len(self._cache) >= _CACHED_WORDS:
-                    self._cache.clear()
-                self._cache[word] = ids
-        return ids
 
     def _merge(self, text: str) -> list[int]:
         """Merge the neighbours that form the best piece, leftmost first among equals, until none does."""
@@ -140,6 +130,18 @@ class SentencePieceEncoder:
         """A run of unknown characters is one unknown token."""
         unk = self._unk_id
         return [token for i, token in enumerate(ids) if token != unk or i == 0 or ids[i - 1] != unk]
+
+
+def cached(cache: dict[str, list[int]], word: str, encode: Callable[[str], list[int]]) -> list[int]:
+    """Return the ids of a word, which are computed once unless it is long."""
+    ids = cache.get(word)
+    if ids is None:
+        ids = encode(word)
+        if len(word) <= _LONGEST_CACHED:
+            if len(cache) >= _CACHED_WORDS:
+                cache.clear()
+            cache[word] = ids
+    return ids
 
 
 def alternatives(texts: Iterator[str] | Sequence[str]) -> re.Pattern[str] | None:

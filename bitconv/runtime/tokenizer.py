@@ -5,16 +5,18 @@ from __future__ import annotations
 import codecs
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from bitconv import _text
 from bitconv.errors import BitconvWarning, FormatError, InputError
+from bitconv.formats.gguf_metadata import strings_of
 from bitconv.formats.huggingface_json import KEY, check_same_tokens, guarded, load
 from bitconv.formats.pretokenizers import PreTokenizer, pre_tokenizer
 from bitconv.formats.vocabulary import BPE, BYTE_LETTERS, SPM, TokenType, Vocabulary
-from bitconv.runtime.spm import SPACE, SentencePieceEncoder, alternatives, byte_value, split_by
+from bitconv.runtime.spm import SPACE, SentencePieceEncoder, alternatives, byte_value, cached, split_by
 
 
 class _Encoder(Protocol):
@@ -25,10 +27,10 @@ class _Encoder(Protocol):
 class Tokenizer:
     """Encodes and decodes with one vocabulary.
 
-    tokenizer.json is executed where the vocabulary holds it, else the tokenizer is built from tokens, merges,
-    scores and the named pre-tokenizer. Special ids and the BOS and EOS rules come from the vocabulary alone.
-    Raises FormatError when tokenizer.json is malformed or contradicts the tokens, UnsupportedError for an
-    unknown pre-tokenizer.
+    tokenizer.json is executed where the vocabulary holds it and its other fields do not say the same; else the
+    tokenizer is built from tokens, merges, scores and the named pre-tokenizer. Special ids and the BOS and EOS rules
+    come from the vocabulary alone. Raises FormatError when tokenizer.json is malformed or contradicts the tokens,
+    UnsupportedError for an unknown pre-tokenizer.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -104,14 +106,14 @@ class Tokenizer:
 
     def _make_encoder(self) -> _Encoder:
         v = self.vocabulary
-        if v.huggingface_json is not None:
+        if v.huggingface_json is not None and not v.json_is_expressed:
             return _HuggingFace(v.huggingface_json, self._tokens, self._kinds)
         if v.model == SPM:
             if v.scores is None:
                 raise FormatError("a SentencePiece vocabulary needs tokenizer.ggml.scores, which are missing")
             pieces = SentencePieceEncoder(self._tokens, v.scores, self._types, v.unk_id)
-            return _SentencePiece(self._tokens, self._kinds, pieces, v.add_space_prefix)
-        return _ByteLevel(self._tokens, self._kinds, v.merges, _chosen_pre(v))
+            return _SentencePiece(self._tokens, self._types, pieces, v.add_space_prefix)
+        return _ByteLevel(v, self._types, _SpecialTokens(self._tokens, self._types))
 
 
 class TextStream:
@@ -154,38 +156,41 @@ class _HuggingFace:
 class _ByteLevel:
     """Byte-level BPE, rebuilt from tokens, merges and a pre-tokenizer."""
 
-    def __init__(self, tokens: list[str], kinds: list[int], merges: Sequence[str], pre: PreTokenizer) -> None:
+    def __init__(self, vocabulary: Vocabulary, kinds: np.ndarray, special: _SpecialTokens) -> None:
         import tokenizers  # not before it is needed
 
-        self._special = _SpecialTokens(tokens, kinds)
-        ids = {token: i for i, token in enumerate(tokens) if kinds[i] != TokenType.UNUSED}
-        pairs = list(_pairs(merges, ids))
-        self._tokenizer: Any = guarded(
-            "tokenizer.ggml.merges",
-            lambda: tokenizers.Tokenizer(
-                tokenizers.models.BPE(vocab=ids, merges=pairs, ignore_merges=pre.ignore_merges)
-            ),
-        )
+        pre = _chosen_pre(vocabulary)
+        self._special = special
+        self._normal = kinds == TokenType.NORMAL
+        self._ignore_merges = pre.ignore_merges
+        self._bpe = _bpe(vocabulary, kinds)
         steps = [tokenizers.pre_tokenizers.Split(tokenizers.Regex(step), behavior="isolated") for step in pre.steps]
         byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*steps, byte_level])
+        self._split: Any = tokenizers.pre_tokenizers.Sequence([*steps, byte_level])
+        self._cache: dict[str, list[int]] = {}
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         ids: list[int] = []
         for part, special in self._special.split(text, parse_special):
             if special is None:
-                ids += self._tokenizer.encode(part, add_special_tokens=False).ids
+                for word, _ in self._split.pre_tokenize_str(part):
+                    ids += cached(self._cache, word, self._word)
             else:
                 ids.append(special)
         return ids
+
+    def _word(self, word: str) -> list[int]:
+        if self._ignore_merges and (whole := self._bpe.token(word)) >= 0 and self._normal[whole]:
+            return [whole]
+        return self._bpe.encode(word)
 
 
 class _SentencePiece:
     """SentencePiece pieces between control tokens; each stretch of text gets the space prefix of its own."""
 
-    def __init__(self, tokens: list[str], kinds: list[int], pieces: SentencePieceEncoder, space_prefix: bool) -> None:
+    def __init__(self, tokens: list[str], kinds: np.ndarray, pieces: SentencePieceEncoder, space_prefix: bool) -> None:
         # user-defined tokens are left to the encoder: they do not interrupt the text
-        controls = [k if k != TokenType.USER_DEFINED else TokenType.NORMAL for k in kinds]
+        controls = np.where(kinds == TokenType.USER_DEFINED, TokenType.NORMAL, kinds)
         self._special = _SpecialTokens(tokens, controls)
         self._pieces = pieces
         self._prefix = " " if space_prefix else ""
@@ -203,9 +208,9 @@ class _SentencePiece:
 class _SpecialTokens:
     """Finds the tokens that are matched as whole texts before anything else."""
 
-    def __init__(self, tokens: list[str], kinds: list[int]) -> None:
+    def __init__(self, tokens: list[str], kinds: np.ndarray) -> None:
         def ids_of(*wanted: TokenType) -> dict[str, int]:
-            return {tokens[i]: i for i, kind in enumerate(kinds) if kind in wanted and tokens[i]}
+            return {tokens[i]: i for i in np.flatnonzero(np.isin(kinds, wanted)).tolist() if tokens[i]}
 
         self._always = ids_of(TokenType.USER_DEFINED)
         self._all = ids_of(TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.UNKNOWN)
@@ -244,19 +249,20 @@ def _chosen_pre(vocabulary: Vocabulary) -> PreTokenizer:
     return pre
 
 
-def _pairs(merges: Sequence[str], ids: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """Yield merges as pairs; FormatError unless both halves and their union are tokens.
-
-    The library checks this too, but prints a backtrace of its own when the union is missing.
-    """
-    for index, merge in enumerate(merges):
+def _bpe(vocabulary: Vocabulary, kinds: np.ndarray) -> _text.Bpe:
+    """Build the merging; FormatError unless every merge is two tokens that make a third."""
+    usable = (kinds != TokenType.UNUSED).astype(np.uint8)
+    merges = vocabulary.merges
+    try:
         # byte-level tokens hold no space of their own: the byte alphabet writes it as another letter
-        left, _, right = merge.partition(" ")
-        if left not in ids or right not in ids or left + right not in ids:
-            raise FormatError(
-                f"tokenizer.ggml.merges: entry {index}, {merge[:80]!r}, is not two tokens that make a third"
-            )
-        yield left, right
+        return _text.Bpe(strings_of(vocabulary.tokens), usable, strings_of(merges))
+    except ValueError as error:
+        index = int(error.args[0])
+        raise FormatError(
+            f"tokenizer.ggml.merges: entry {index}, {merges[index][:80]!r}, is not two tokens that make a third"
+        ) from None
+    except OverflowError as error:
+        raise FormatError(f"tokenizer.ggml.tokens or merges: {error}: they are made to be slow") from None
 
 
 def _well_formed(text: str) -> str:

@@ -44,6 +44,7 @@ class Weights:
         self._gguf, self._threads = gguf, threads
         self._stored = StoredTernary(gguf, kernel_config=kernel_config, i2s_layout=i2s_layout)
         self._said_slow = False
+        self._unchecked: dict[str, Weight] = {}
         bits = gguf.get("bitconv.activation_bits", int, None)
         if bits not in (None, 8):
             raise UnsupportedError(f"{gguf.path}: bitconv.activation_bits is {bits}; only 8 is supported")
@@ -86,10 +87,22 @@ class Weights:
         if stored.type.kernel is None or stored.tiles[0] > _kernels.MAX_TILE_ROWS:
             return self._unpacked(name, stored)
         weight = stored.data, rows, cols, info.type_id, stored.scale, stored.tiles
-        threads = self._threads if info.nbytes >= _WORTH_A_TEAM else 1
-        if _kernels.is_malformed(weight, threads):
-            raise FormatError(f"{self._gguf.path}: tensor {name} holds codes that no {info.type_name} weight has")
+        self._unchecked[name] = weight
         return weight
+
+    def check(self) -> None:
+        """Read the codes of all matrices that `linear` gave out as they lie in the file, once.
+
+        FormatError for codes that no weight has: kernels of different instruction sets would not agree about them.
+        The pages that a first pass touches are mapped by this.
+        """
+        names, weights = list(self._unchecked), list(self._unchecked.values())
+        nbytes = sum(len(weight[0]) for weight in weights)
+        wrong = _kernels.first_malformed(weights, self._threads if nbytes >= _WORTH_A_TEAM else 1)
+        if wrong >= 0:
+            kind = self._gguf.tensors[names[wrong]].type_name
+            raise FormatError(f"{self._gguf.path}: tensor {names[wrong]} holds codes that no {kind} weight has")
+        self._unchecked.clear()
 
     def _unpacked(self, name: str, stored: Stored) -> Weight:
         """Repack in memory what no kernel reads as it lies in the file."""
