@@ -61,7 +61,7 @@ def time_linears(weights, const int8_t[:, ::1] codes, str isa, int threads) -> f
     cdef int8_t[::1] packed = np.zeros((n + BC_MAX_TILE) * cols, dtype=np.int8)
     cdef float[::1] scale = np.ones(n, dtype=np.float32), out = np.zeros(n * weights[0][1], dtype=np.float32)
     cdef int32_t[::1] total = np.asarray(codes).sum(axis=1, dtype=np.int32)
-    cdef uint8_t[::1] tables = np.zeros(BC_MAX_LINEARS * BC_GEMM_TOKENS * cols * BC_TABLE_BYTES, dtype=np.uint8)
+    cdef uint8_t[::1] tables = np.zeros(threads * BC_MAX_LINEARS * BC_GEMM_TOKENS * cols * BC_TABLE_BYTES, dtype=np.uint8)
     cdef bc_matrix *matrices = <bc_matrix *>calloc(len(weights), sizeof(bc_matrix))
     if matrices == NULL:
         raise MemoryError

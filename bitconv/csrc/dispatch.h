@@ -13,7 +13,6 @@
 
 static const bc_isa *const bc_isas[] = {
 #ifdef BC_HAVE_AVX512VNNI
-    &isa_avx512vbmi,
     &isa_avx512vnni,
 #endif
 #ifdef BC_HAVE_AVXVNNI

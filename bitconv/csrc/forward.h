@@ -50,7 +50,7 @@ typedef struct {
     float *x, *x_next, *normed, *qkv, *attended, *gate, *up, *scale;
     int32_t *sum;
     int8_t *codes, *tiles;
-    uint8_t *tables, *own; /* own: [thread][own_bytes], what each thread makes for itself */
+    uint8_t *own; /* [thread][own_bytes], what each thread makes for itself */
     int64_t own_bytes;
 } bc_scratch;
 
@@ -83,6 +83,13 @@ static inline int64_t bc_widest(const bc_model *m)
  * [token] of floats, codes, scale and sum, and before them the memory of dense kernels. */
 static inline int64_t bc_own_token(const bc_model *m) { return bc_widest(m) * 5 + 64; }
 
+/* look-up tables of one token: of up to three products of the narrow inputs, of one of the widest */
+static inline int64_t bc_tables_bytes(const bc_model *m)
+{
+    const int64_t shared = BC_MAX_LINEARS * bc_round_up(m->hidden, 128), single = bc_widest(m);
+    return (shared > single ? shared : single) * BC_TABLE_BYTES;
+}
+
 /* Cut base into the arrays for n tokens, 64-byte aligned; returns the bytes needed. base may be NULL to ask only. */
 static int64_t bc_scratch_layout(const bc_model *m, int64_t n, int32_t threads, uint8_t *base, bc_scratch *s)
 {
@@ -104,9 +111,8 @@ static int64_t bc_scratch_layout(const bc_model *m, int64_t n, int32_t threads, 
     BC_TAKE(sum, n * 4);
     BC_TAKE(codes, n * bc_widest(m));
     BC_TAKE(tiles, (n + BC_MAX_TILE) * bc_widest(m));
-    s->own_bytes = bc_dense_work(bc_widest(m)) + (BC_GEMM_TOKENS - 1) * bc_own_token(m);
+    s->own_bytes = bc_dense_work(bc_widest(m)) + (BC_GEMM_TOKENS - 1) * (bc_own_token(m) + bc_tables_bytes(m));
     BC_TAKE(own, threads * s->own_bytes);
-    BC_TAKE(tables, BC_MAX_LINEARS * (BC_GEMM_TOKENS - 1) * bc_widest(m) * BC_TABLE_BYTES);
 #undef BC_TAKE
     return at;
 }
@@ -159,12 +165,13 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
     const bc_scratch *s = &run->s;
     const int64_t cols = bc_site_width(m, site), stride = bc_round_up(cols, 128), n = run->batch->n;
     uint8_t *own = s->own + thread->index * s->own_bytes;
-    *in = (bc_input){n, cols, stride, s->normed, bc_round_up(cols, BC_LANES), s->codes, s->tiles, s->scale, s->sum, s->tables, own};
+    *in = (bc_input){n, cols, stride, s->normed, bc_round_up(cols, BC_LANES), s->codes, s->tiles, s->scale, s->sum, NULL, own};
     if (n < BC_GEMM_TOKENS) {
         own += bc_dense_work(bc_widest(m));
         in->x = (float *)own, own += (BC_GEMM_TOKENS - 1) * bc_widest(m) * 4;
         in->codes = (int8_t *)own, own += (BC_GEMM_TOKENS - 1) * bc_widest(m);
-        in->scale = (float *)own, in->sum = (int32_t *)(in->scale + BC_GEMM_TOKENS);
+        in->scale = (float *)own, in->sum = (int32_t *)(in->scale + BC_GEMM_TOKENS), own += (BC_GEMM_TOKENS - 1) * 64;
+        in->tables = own;
         for (int64_t t = 0; t < n; t++) {
             bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t);
             if (thread->index == 0)
@@ -200,10 +207,7 @@ static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, con
         bc_begin(linears, thread->index * rows, rows);
     }
     bc_prepare(run, thread, layer, site, src, ld_src, norm, &in);
-    if (bc_share_tables(linears, n, &in)) {
-        bc_build_tables(thread, linears, n, &in);
-        bc_barrier(thread);
-    }
+    bc_build_tables(linears, n, &in);
     if (product)
         bc_apply_gated(run->model->isa, thread, linears, linears + 1, &in, product);
     else

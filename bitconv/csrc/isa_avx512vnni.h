@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI, and with VBMI too, in target regions of their own. What they have no kernel for runs as on AVX2. */
+/* AVX-512 with VNNI, in a target region of its own. The types that it has no kernel of its own for use those of AVX2. */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define BC_HAVE_AVX512VNNI 1
 
@@ -45,33 +45,6 @@ static int usable_avx512vnni(void)
 static const bc_isa isa_avx512vnni = {
     .name = "avx512vnni", .usable = usable_avx512vnni, .base = &isa_avx2, BC_FLOAT_KERNELS, BC_TILE(gemm_tile_avx512vnni), .peak = gemm_peak_avx512vnni,
     .ternary = ternary_avx512vnni, .n_ternary = sizeof ternary_avx512vnni / sizeof *ternary_avx512vnni,
-};
-
-/* VBMI besides, which looks up bytes in tables of 64: one type more, the rest is shared */
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi")
-#endif
-#include "tl2_avx512vbmi.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-static const bc_ternary ternary_avx512vbmi[] = {
-    {BC_TL2, "tl2_gemv_avx512vbmi", "tl2_panel_avx2", tl2_gemv_avx512vbmi, tl2_panel_avx2, tl2_panel_end, tl2_begin, tl2_prefetch,
-     tl_row_step, tl2_prepare_avx512vbmi},
-};
-
-static int usable_avx512vbmi(void) { return usable_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }
-
-static const bc_isa isa_avx512vbmi = {
-    .name = "avx512vbmi", .usable = usable_avx512vbmi, .base = &isa_avx512vnni, BC_FLOAT_KERNELS, BC_TILE(gemm_tile_avx512vnni),
-    .peak = gemm_peak_avx512vnni,
-    .ternary = ternary_avx512vbmi, .n_ternary = sizeof ternary_avx512vbmi / sizeof *ternary_avx512vbmi,
 };
 
 #undef ISA

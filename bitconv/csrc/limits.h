@@ -138,20 +138,19 @@ typedef struct {
 static void bc_linear_work(void *job, bc_thread *thread)
 {
     const bc_linear_job *walk = job;
+    bc_input in = *walk->in;
+    in.tables += thread->index * BC_MAX_LINEARS * (BC_GEMM_TOKENS - 1) * in.codes_stride * BC_TABLE_BYTES;
     for (int64_t i = 0; i < walk->n; i++) {
         const bc_matrix *w = walk->weights + i;
         bc_linear linear = {.w = w, .ternary = bc_find_ternary(walk->isa, w->type), .table = -1, .out = walk->out, .ldo = w->rows};
-        if (bc_share_tables(&linear, 1, walk->in)) {
-            bc_build_tables(thread, &linear, 1, walk->in);
-            bc_barrier(thread);
-        }
-        bc_apply(walk->isa, thread, &linear, 1, walk->in);
+        bc_build_tables(&linear, 1, &in);
+        bc_apply(walk->isa, thread, &linear, 1, &in);
         bc_barrier(thread);
     }
 }
 
-/* Seconds of job->n products. The input has codes, scales and sums; memory for its tiles and tables, and for out, is the
- * caller's. Packing tiles is not timed: in a pass the quantiser does it. */
+/* Seconds of job->n products. The input has codes, scales and sums; memory for its tiles and each thread's
+ * tables, and for out, is the caller's. Packing tiles is not timed: in a pass the quantiser does it. */
 static double bc_time_linears(bc_linear_job *job, int32_t threads)
 {
     const bc_input *in = job->in;

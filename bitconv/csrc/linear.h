@@ -9,8 +9,7 @@ enum {
     BC_GEMM_TOKENS = 4,   /* from this many tokens on, panels and tiles beat one GEMV per token */
     BC_MIN_ROWS = 16,
     BC_TASKS = 8,         /* of one product, for each thread: a thread that loses its core leaves little undone */
-    BC_TABLE_COLS = 768,  /* columns of one task that builds look-up tables */
-    BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
+    BC_TABLE_BYTES = 16,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
 };
 
@@ -23,7 +22,7 @@ typedef struct {
     int8_t *tiles;                 /* the same codes as [tile][codes_stride/4][tokens of the tile][4]; from BC_GEMM_TOKENS on */
     float *scale;                  /* [n]; x ~= codes / scale */
     int32_t *sum;                  /* [n]; the sum of the codes */
-    uint8_t *tables;               /* [BC_MAX_LINEARS][BC_GEMM_TOKENS - 1][codes_stride * BC_TABLE_BYTES] for decode */
+    uint8_t *tables;               /* this thread's, [BC_MAX_LINEARS][BC_GEMM_TOKENS - 1][codes_stride * BC_TABLE_BYTES] for decode */
     uint8_t *work;                 /* this thread's, bc_dense_work(cols) bytes */
 } bc_input;
 
@@ -68,36 +67,25 @@ static inline uint8_t *bc_table(const bc_linear *l, const bc_input *in, int64_t 
     return in->tables + (l->table * (BC_GEMM_TOKENS - 1) + t) * in->codes_stride * BC_TABLE_BYTES;
 }
 
-/* Let products of the same type and tiling share their tables; returns whether any tables must be built. */
-static int bc_share_tables(bc_linear *linears, int n, const bc_input *in)
+/* Build the look-up tables of a decode step; products of the same type and tiling share them. Each thread makes its own:
+ * they come from its cache, not from another core's, and no barrier is needed. */
+static void bc_build_tables(bc_linear *linears, int n, const bc_input *in)
 {
-    int any = 0;
     for (int i = 0; i < n; i++) {
-        const bc_matrix *w = linears[i].w;
-        linears[i].table = -1;
-        if (!linears[i].ternary || !linears[i].ternary->prepare || bc_uses_gemm(linears + i, in))
+        bc_linear *l = linears + i;
+        l->table = -1;
+        if (!l->ternary || !l->ternary->prepare || bc_uses_gemm(l, in))
             continue;
-        any = 1;
-        linears[i].table = i;
-        for (int j = i - 1; j >= 0; j--) {
+        for (int j = 0; j < i; j++) {
             const bc_matrix *other = linears[j].w;
-            if (other->type == w->type && other->tile_cols == w->tile_cols && other->micro_rows == w->micro_rows)
-                linears[i].table = linears[j].table;
+            if (other->type == l->w->type && other->tile_cols == l->w->tile_cols && other->micro_rows == l->w->micro_rows)
+                l->table = linears[j].table;
         }
-    }
-    return any;
-}
-
-/* The step before a product with look-up tables; the caller puts the barrier. */
-static void bc_build_tables(bc_thread *thread, const bc_linear *linears, int n, const bc_input *in)
-{
-    const int64_t pieces = (in->codes_stride + BC_TABLE_COLS - 1) / BC_TABLE_COLS;
-    for (int64_t task; (task = bc_next_task(thread)) < n * in->n * pieces;) {
-        const int i = (int)(task / (in->n * pieces));
-        const int64_t t = task / pieces % in->n, k0 = task % pieces * BC_TABLE_COLS;
-        if (linears[i].table == i)
-            linears[i].ternary->prepare(linears[i].w, in->codes + t * in->codes_stride, k0,
-                                        bc_min(k0 + BC_TABLE_COLS, linears[i].w->cols), bc_table(linears + i, in, t));
+        if (l->table >= 0)
+            continue;
+        l->table = i;
+        for (int64_t t = 0; t < in->n; t++)
+            l->ternary->prepare(l->w, in->codes + t * in->codes_stride, 0, l->w->cols, bc_table(l, in, t));
     }
 }
 

@@ -50,7 +50,7 @@ BC_INLINE void q6_k_block_avx512vnni(const uint8_t *block, int64_t cols, int64_t
 BC_INLINE void q6_k_dot_avx512vnni(const uint8_t *row, int64_t row_step, int n_r, int64_t cols, const uint8_t *digits, int64_t step,
                                    int n_t, float *sum)
 {
-    __m256 acc[4];
+    __m256 acc[8];
     for (int i = 0; i < n_r * n_t; i++)
         acc[i] = _mm256_setzero_ps();
     for (int64_t b = 0; b < cols / 256; b++)

@@ -13,7 +13,7 @@ BC_INLINE __m512i two_bit_q_avx512vnni(const int8_t *q)
 BC_INLINE void two_bit_dot_avx512vnni(const uint8_t *const *row, int n_rows, int64_t cols, const int8_t *q, int32_t *sum, int is_i2_s)
 {
     const __m512i mask3 = _mm512_set1_epi8(3), mask12 = _mm512_set1_epi8(12);
-    __m512i acc[4], acc4[4];
+    __m512i acc[BC_STREAMS], acc4[BC_STREAMS];
     for (int i = 0; i < n_rows; i++)
         acc[i] = acc4[i] = _mm512_setzero_si512();
     int64_t k = 0;
