@@ -68,11 +68,13 @@ class TypeRow:
 class Memory:
     """Bytes that running takes: tensors, which stay in the mapped file, and keys and values of `context` positions.
 
-    rotary: the table of sines and cosines. Scratch memory, at most 128 MiB, comes on top.
+    cache_type: that of keys and values, as `bitconv.load` takes it. rotary: the table of sines and cosines. Scratch memory, at
+    most 128 MiB, comes on top.
     """
 
     context: int
     tensors: int
+    cache_type: str
     keys_and_values: int
     rotary: int
 
@@ -109,6 +111,7 @@ def inspect(
     *,
     count_weights: bool = False,
     context: int | None = None,
+    cache_type: str = "f16",
     isa: str | None = None,
     kernel_config: str | None = None,
     i2s_layout: str | None = None,
@@ -117,7 +120,8 @@ def inspect(
     """Describe a GGUF file; InputError, FormatError or UnsupportedError when its header cannot be read.
 
     count_weights: read every ternary matrix, for its scale and the shares of its weights. context: positions that
-    memory is computed for; default: what the model was trained for. isa: whose kernels to name; default: the best.
+    memory is computed for; default: what the model was trained for. cache_type: "f16", "f32" or "q8_0", of keys and
+    values. isa: whose kernels to name; default: the best.
     kernel_config, i2s_layout: for files that do not state them. progress(done, total): bytes of tensors.
     """
     from bitconv import _kernels
@@ -145,19 +149,20 @@ def inspect(
             types=_type_rows(gguf, isa),
             tensors=[census.row(i) if count_weights else _row(i) for i in gguf.tensors.values()],
             isa=isa,
-            memory=None if hp is None else memory(gguf, hp, context),
+            memory=None if hp is None else memory(gguf, hp, context, cache_type),
         )
 
 
-def memory(gguf: GgufFile, hp: Hyperparameters, context: int | None = None) -> Memory:
-    """Return what running a model takes, with keys and values in float16."""
+def memory(
+    gguf: GgufFile, hp: Hyperparameters, context: int | None = None, cache_type: str = "f16"
+) -> Memory:
+    """Return what running a model takes."""
     from bitconv import _kernels
 
     n = hp.context if context is None else context
-    padded = -(-n // _kernels.KEYS) * _kernels.KEYS
-    value_width = -(-hp.head_dim // 16) * 16
-    cache = padded * hp.n_layers * hp.n_kv_heads * (hp.head_dim + value_width) * 2
-    return Memory(n, sum(info.nbytes for info in gguf.tensors.values()), cache, n * hp.head_dim * 4)
+    block = _kernels.cache_block_bytes(hp.head_dim, _kernels.CACHE_TYPES[cache_type])
+    cache = -(-n // _kernels.KEYS) * hp.n_layers * hp.n_kv_heads * block
+    return Memory(n, sum(info.nbytes for info in gguf.tensors.values()), cache_type, cache, n * hp.head_dim * 4)
 
 
 def _row(info: TensorInfo, **census: Any) -> TensorRow:

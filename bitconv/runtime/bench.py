@@ -101,8 +101,8 @@ def weight_bytes(model: Model) -> int:
 def cache_bytes(model: Model, position: int) -> int:
     """Bytes of keys and values that a token at this position reads."""
     hp = model.hyperparameters
-    size = 4 if model.cache_type == "f32" else 2
-    return 2 * position * hp.n_layers * hp.n_kv_heads * hp.head_dim * size
+    block = _kernels.cache_block_bytes(hp.head_dim, _kernels.CACHE_TYPES[model.cache_type])
+    return position * hp.n_layers * hp.n_kv_heads * block // _kernels.KEYS
 
 
 def multiply_adds(model: Model) -> int:
