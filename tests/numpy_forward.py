@@ -135,7 +135,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def through_q8_0(x: np.ndarray) -> np.ndarray:
-    """x as a Q8_0 cache gives it back: groups of up to 32 along the last axis, an f16 scale max|x| / 127, int8 codes."""
+    """x as a Q8_0 cache gives it back: for up to 32 of the last axis an f16 scale, max|x| / 127, and int8 codes."""
     out = np.empty(x.shape)
     for at in range(0, x.shape[-1], 32):
         group = x[..., at : at + 32].astype(np.float32)
@@ -151,6 +151,14 @@ def through_cache(x: np.ndarray, cache: str) -> np.ndarray:
     if cache == "q8_0":
         return through_q8_0(x)
     return x.astype(np.float16).astype(np.float64) if cache == "f16" else x
+
+
+def keys_through_cache(k: np.ndarray, cache: str, *, interleaved: bool) -> np.ndarray:
+    """Keys as a cache gives them back. interleaved: a GGUF file of the family has rows (i, i + D/2) side by side."""
+    if not interleaved:
+        return through_cache(k, cache)
+    pairs = k.reshape(*k.shape[:-1], 2, -1).swapaxes(-1, -2)
+    return through_cache(pairs.reshape(k.shape), cache).reshape(pairs.shape).swapaxes(-1, -2).reshape(k.shape)
 
 
 class Activations:
@@ -196,7 +204,8 @@ def forward(
         q = rotate(linear("q", h).reshape(tokens, heads, head_dim), inv_freq)
         k = rotate(linear("k", h).reshape(tokens, kv_heads, head_dim), inv_freq)
         v = linear("v", h).reshape(tokens, kv_heads, head_dim)
-        o = attention(q, through_cache(k, cache), through_cache(v, cache))
+        k = keys_through_cache(k, cache, interleaved="Llama" in config["architectures"][0])
+        o = attention(q, k, through_cache(v, cache))
         if "attn_sub_norm" in layer:
             o = rms_norm(o, layer["attn_sub_norm"], eps)
         x = x + linear("o", o)

@@ -61,9 +61,9 @@ def inspect(
         return
     with state.progress("inspect", "B") as progress:
         found = library.inspect(
-            file, count_weights=tensors, context=ctx_size, cache_type=cache_type, isa=choose_isa(isa), progress=progress,
-            **options,
-        )
+            file, count_weights=tensors, context=ctx_size, cache_type=cache_type, isa=choose_isa(isa),
+            progress=progress, **options,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps(as_object(found, tensors), ensure_ascii=False))
         return
@@ -130,8 +130,8 @@ def _memory(found: Inspection) -> list[str]:
     if memory is None:
         return []
     parts = (
-        f"{memory.tensors} tensors in the mapped file, {memory.keys_and_values} keys and values in {memory.cache_type}, "
-        f"{memory.rotary} rotary table"
+        f"{memory.tensors} tensors in the mapped file, {memory.keys_and_values} keys and values in "
+        f"{memory.cache_type}, {memory.rotary} rotary table"
     )
     return [
         f"memory: {memory.total} bytes for a context of {memory.context}: {parts}; up to 128 MiB of scratch on top"

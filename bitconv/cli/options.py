@@ -205,7 +205,8 @@ def load_model(
         )
     import bitconv
 
-    return bitconv.load(path, threads=threads, isa=isa, hidden_act=hidden_act, cache_type=kinds.pop() if kinds else "f16")
+    cache_type: Any = kinds.pop() if kinds else "f16"
+    return bitconv.load(path, threads=threads, isa=isa, hidden_act=hidden_act, cache_type=cache_type)
 
 
 def read_text(path: str) -> str:

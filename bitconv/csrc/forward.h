@@ -298,10 +298,11 @@ static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
             bc_attend_part(run, layer, &g, task);
     else
         for (int64_t task; (task = bc_next_task(thread)) < tasks;) {
-            const int64_t group = g.groups - 1 - task / m->n_kv_heads; /* the longest first, so that no thread ends with one */
+            /* head by head, whose keys stay in L2; the longest first, so that no thread ends with one */
+            const int64_t group = g.groups - 1 - task % g.groups;
             const int64_t last = g.queries * (group + 1) / g.groups;
             for (int64_t query = g.queries * group / g.groups; query < last;) {
-                const bc_attention a = bc_next_queries(run, layer, (int32_t)(task % m->n_kv_heads), &query, last);
+                const bc_attention a = bc_next_queries(run, layer, (int32_t)(task / g.groups), &query, last);
                 m->isa->attend(&a);
             }
         }

@@ -68,8 +68,8 @@ class TypeRow:
 class Memory:
     """Bytes that running takes: tensors, which stay in the mapped file, and keys and values of `context` positions.
 
-    cache_type: that of keys and values, as `bitconv.load` takes it. rotary: the table of sines and cosines. Scratch memory, at
-    most 128 MiB, comes on top.
+    cache_type: that of keys and values, as `bitconv.load` takes it. rotary: the table of sines and cosines. Scratch
+    memory, at most 128 MiB, comes on top.
     """
 
     context: int

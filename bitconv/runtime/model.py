@@ -42,11 +42,11 @@ def load(
 ) -> Model:
     """Open a GGUF file for execution.
 
-    threads: default as `bitconv doctor` says. cache_type: number type of keys and values,
-    "f16", "f32" or "q8_0" (one f16 scale for 32 int8 codes: 34/64 of the bytes of f16, at a small loss of accuracy). isa: "scalar", "avx2", ...;
-    None means $BITCONV_ISA or the best of this CPU. hidden_act: "silu" or "relu2", overrides the file. kernel_config:
-    tiles of TL1 and TL2 tensors, such as "tl2:256,256,128,96", for files that do not state them. i2s_layout: "arm64" or
-    "x4" for foreign I2_S files in these layouts.
+    threads: default as `bitconv doctor` says. cache_type: number type of keys and values; "q8_0", one f16 scale for 32
+    int8 codes, takes 34/64 of the memory of "f16" at a small loss of accuracy. isa: "scalar", "avx2", ...; None means
+    $BITCONV_ISA or the best of this CPU. hidden_act: "silu" or "relu2", overrides the file. kernel_config: tiles of TL1
+    and TL2 tensors, such as "tl2:256,256,128,96", for files that do not state them. i2s_layout: "arm64" or "x4" for
+    foreign I2_S files in these layouts.
     Weights stay in the mapped file. Raises InputError, FormatError, UnsupportedError.
     """
     if cache_type not in _kernels.CACHE_TYPES:
@@ -178,7 +178,8 @@ class Context:
             need = model.engine.cache_bytes(n_ctx, cache_type)
             hint = "" if model.cache_type == "q8_0" else ", or a smaller type of cache (-ctk q8_0)"
             raise ResourceError(
-                f"a context of {n_ctx} tokens needs {need / 1e9:.1f} GB, which cannot be had\nuse a smaller one (-c){hint}"
+                f"a context of {n_ctx} tokens needs {need / 1e9:.1f} GB, which cannot be had\n"
+                f"use a smaller one (-c){hint}"
             ) from error
         self._batch = max(16, min(_MAX_BATCH, _SCRATCH_BYTES // model.engine.scratch_bytes(1)))
 
