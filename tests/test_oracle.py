@@ -175,7 +175,7 @@ def test_a_prompt_of_several_batches_and_attention_blocks(tmp_path, family, cach
     difference = np.abs(result.logits - theirs) / theirs.std()
     # a key or value on a float16 tie may round either way, 2^-10 of it apart, and disturbs a few positions;
     # an f32 cache in place of the f16 one puts this quantile at 1e-4 and the median at 2e-6 or more. A code of a q8_0
-    # cache on a tie is 2^-7 apart; an f16 cache in place of it puts the 0.99 quantile at 6e-4 and the median at 7e-5 or more
+    # cache on a tie is 2^-7 apart; an f16 one in its place puts the 0.99 quantile at 6e-4 and the median at 7e-5 up
     quantile = np.quantile(difference, {"f32": 1, "f16": 0.999, "q8_0": 0.99}[cache_type])
     print(f"\npinned {quantile:.1e} of the standard deviation, median {np.median(difference):.1e}")
     assert quantile <= PINNED and np.median(difference) <= PINNED / 20

@@ -73,7 +73,7 @@ def test_a_q8_0_cache_moves_logits_about_as_much_as_an_f16_cache(gguf):
     ids = bitconv.load(gguf).tokenize((TINY / "heldout.txt").read_text(encoding="utf-8"))[:CTX]
     f32, f16, q8_0 = (bitconv.load(gguf, cache_type=kind).logits(ids) for kind in ("f32", "f16", "q8_0"))
     halved, eighth = (float(np.sqrt(np.mean((logits - f32) ** 2)) / f32.std()) for logits in (f16, q8_0))
-    print(f"\nroot mean square of the difference from an F32 cache: F16 {halved:.4f}, Q8_0 {eighth:.4f} of the deviation")
+    print(f"\nroot mean square of the difference from an F32 cache: F16 {halved:.4f}, Q8_0 {eighth:.4f} deviations")
     # Any disturbance flips activation codes, 1/127 of a row's largest activation each, and these outweigh it: a few
     # thousandths of the deviation for either type. The rounding of Q8_0 itself is no more than one such code.
     assert 0 < eighth <= 2 * halved and eighth <= 2 / 127
