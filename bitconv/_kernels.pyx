@@ -10,7 +10,7 @@ import mmap
 import numpy as np
 
 cdef extern from "csrc/forward.h" nogil:
-    enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_TILE_ROWS, BC_MAX_TILE, BC_MAX_ROWS, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SITES, BC_N_ISAS
+    enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_TILE_ROWS, BC_MAX_TILE, BC_MAX_ROWS, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SEGMENT, BC_MAX_SPLIT, BC_SITES, BC_N_ISAS
     enum: BC_F32, BC_F16, BC_BF16, BC_Q8_0, BC_Q6_K, BC_I2_S, BC_TL1, BC_TL2, BC_TQ1_0, BC_TQ2_0
 
     ctypedef struct bc_matrix:
@@ -30,9 +30,9 @@ cdef extern from "csrc/forward.h" nogil:
         void (*prepare)(const bc_matrix *, const int8_t *, int64_t, int64_t, uint8_t *)
 
     ctypedef struct bc_attention:
-        const float *q[3]
-        float *out[3]
-        int32_t n_keys[3]
+        const float *q[BC_QUERIES]
+        float *out[BC_QUERIES]
+        int32_t n_keys[BC_QUERIES]
         int32_t n_q, head_dim, v_stride
         const void *k
         const void *v
@@ -47,8 +47,10 @@ cdef extern from "csrc/forward.h" nogil:
         void silu_mul(const float *, const float *, int64_t, float *)
         void relu2_mul(const float *, const float *, int64_t, float *)
         void exp(const float *, int64_t, float *)
-        void store_kv(const float *, const float *, int32_t, int32_t, int32_t, int64_t, void *, void *)
+        void store_kv(const float *, const float *, int32_t, int32_t, int64_t, void *, void *)
         void attend(const bc_attention *)
+        void attend_segment(const bc_attention *, int32_t, float *)
+        void merge_segments(const bc_attention *, float *, int64_t)
         void dense(const bc_matrix *, int64_t, int64_t, const float *, int64_t, int64_t, float *, int64_t, uint8_t *)
         void tile(const uint8_t *, const int8_t *, int32_t, int64_t, int32_t *)
         const char *tile_name
@@ -79,6 +81,8 @@ cdef extern from "csrc/forward.h" nogil:
         int64_t n_ctx
         uint8_t *k
         uint8_t *v
+        float *parts
+        int32_t *parts_done
         const float *cos
         const float *sin
 
@@ -97,7 +101,11 @@ cdef extern from "csrc/forward.h" nogil:
         pass
 
     int64_t bc_scratch_layout(const bc_model *, int64_t, int32_t, uint8_t *, bc_scratch *)
-    int64_t bc_value_stride(const bc_model *)
+    int64_t bc_key_block_bytes(int32_t, int64_t)
+    int64_t bc_value_block_bytes(int32_t, int64_t)
+    int32_t bc_max_queries(int64_t)
+    int64_t bc_part_floats(int64_t)
+    int64_t bc_split_floats(const bc_model *, int64_t, int64_t, int32_t)
     int64_t bc_site_width(const bc_model *, int)
     int64_t bc_round_up(int64_t, int64_t)
     int bc_is_dense(int32_t)
@@ -159,6 +167,8 @@ cdef extern from *:
 
 LANES = BC_LANES
 KEYS = BC_KEYS
+SEGMENT = BC_SEGMENT
+CACHE_TYPES = {"f16": BC_F16, "f32": BC_F32, "q8_0": BC_Q8_0}
 MAX_TILE_ROWS = BC_MAX_ROWS
 GEMM_TOKENS = BC_GEMM_TOKENS
 MAX_HEAD_DIM = BC_MAX_HEAD_DIM
@@ -355,9 +365,18 @@ cdef class Engine:
 
     def cache_bytes(self, int64_t n_ctx, int type_id) -> int:
         """Memory of a key/value cache of n_ctx positions, for one sequence."""
-        cdef int64_t per_position = self.model.head_dim + bc_value_stride(&self.model)
-        return (bc_round_up(n_ctx, BC_KEYS) * self.model.n_layers * self.model.n_kv_heads * per_position
-                * (4 if type_id == BC_F32 else 2))
+        return (bc_round_up(n_ctx, BC_KEYS) // BC_KEYS * self.model.n_layers * self.model.n_kv_heads
+                * cache_block_bytes(self.model.head_dim, type_id))
+
+
+def cache_block_bytes(int64_t head_dim, int type_id) -> int:
+    """Bytes of the keys and values of KEYS positions of one key/value head."""
+    return bc_key_block_bytes(type_id, head_dim) + bc_value_block_bytes(type_id, head_dim)
+
+
+cdef uint8_t *aligned(uint8_t *p) noexcept:
+    """The next address that begins a cache line."""
+    return p + (64 - <size_t>p % 64) % 64
 
 
 def small_pages(nbytes) -> np.ndarray:
@@ -380,7 +399,7 @@ cdef class Cache:
 
     cdef bc_cache cache
     cdef Engine engine
-    cdef object k, v, cos, sin, inv_freq, scratch
+    cdef object k, v, cos, sin, inv_freq, scratch, parts, parts_done
     cdef readonly int64_t n_ctx
     cdef readonly int n_sequences
     cdef int64_t rope_rows
@@ -388,7 +407,7 @@ cdef class Cache:
     def __cinit__(self, Engine engine, int64_t n_ctx, int type_id, inv_freq, int n_sequences=1):
         if engine.n_set != engine.model.n_layers:
             raise ValueError("the engine has layers without weights")
-        if n_ctx < 1 or n_sequences < 1 or n_ctx > 2**31 - 64 or type_id not in (BC_F16, BC_F32):
+        if n_ctx < 1 or n_sequences < 1 or n_ctx > 2**31 - 64 or type_id not in (BC_F16, BC_F32, BC_Q8_0):
             raise ValueError("impossible cache")
         self.engine, self.n_ctx, self.n_sequences = engine, n_ctx, n_sequences
         cdef int64_t half = engine.model.head_dim // 2, heads = engine.model.n_layers * engine.model.n_kv_heads * n_sequences
@@ -396,14 +415,17 @@ cdef class Cache:
         if self.inv_freq.shape != (half,):
             raise ValueError(f"inv_freq must have {half} values")
         self.cache.type, self.cache.n_ctx = type_id, bc_round_up(n_ctx, BC_KEYS)
-        size = 4 if type_id == BC_F32 else 2
-        self.k = small_pages(heads * self.cache.n_ctx * engine.model.head_dim * size)
-        self.v = small_pages(heads * self.cache.n_ctx * bc_value_stride(&engine.model) * size)
+        cdef int64_t blocks = heads * (self.cache.n_ctx // BC_KEYS)
+        self.k = small_pages(blocks * bc_key_block_bytes(type_id, engine.model.head_dim) + 64)
+        self.v = small_pages(blocks * bc_value_block_bytes(type_id, engine.model.head_dim) + 64)
+        self.parts, self.parts_done = np.empty(0, dtype=np.float32), np.zeros(BC_MAX_SPLIT, dtype=np.int32)
         self.cos = np.empty((n_ctx, half), dtype=np.float32)
         self.sin = np.empty((n_ctx, half), dtype=np.float32)
         cdef uint8_t[::1] k = self.k, v = self.v
         cdef float[:, ::1] cos = self.cos, sin = self.sin
-        self.cache.k, self.cache.v, self.cache.cos, self.cache.sin = &k[0], &v[0], &cos[0, 0], &sin[0, 0]
+        cdef int32_t[::1] done = self.parts_done
+        self.cache.k, self.cache.v, self.cache.parts_done = aligned(&k[0]), aligned(&v[0]), &done[0]
+        self.cache.cos, self.cache.sin = &cos[0, 0], &sin[0, 0]
         self.scratch = np.zeros(0, dtype=np.uint8)
         self.rope_rows = 0
 
@@ -414,6 +436,15 @@ cdef class Cache:
             rows = min(bc_round_up(rows, 256), self.n_ctx)
             bc_rope_rows(&inv_freq[0], <int32_t>inv_freq.shape[0], self.rope_rows, rows, &cos[0, 0], &sin[0, 0])
             self.rope_rows = rows
+
+    cdef void make_parts(self, int64_t n, int64_t n_keys, int threads) except *:
+        """Room for the segments of n tokens' queries, if they are to be tasks of their own."""
+        cdef int64_t need = bc_split_floats(&self.engine.model, n, n_keys, threads)
+        cdef float[::1] parts
+        if need > self.parts.shape[0]:
+            self.parts = np.empty(need * 2, dtype=np.float32)
+        parts = self.parts
+        self.cache.parts = &parts[0] if need else NULL
 
     def forward(self, const int32_t[::1] tokens, const int32_t[::1] positions, const int32_t[::1] sequences,
                 const int32_t[::1] logit_rows, int threads, bint trace=False):
@@ -443,7 +474,8 @@ cdef class Cache:
         if self.scratch.shape[0] < need:
             self.scratch = np.zeros(need, dtype=np.uint8)
         cdef uint8_t[::1] scratch = self.scratch
-        cdef uint8_t *base = &scratch[0] + (64 - <size_t>&scratch[0] % 64) % 64
+        cdef uint8_t *base = aligned(&scratch[0])
+        self.make_parts(n, last + 1, threads)
         logits = np.empty((logit_rows.shape[0], self.engine.vocab), dtype=np.float32)
         cdef float[:, ::1] logits_view = logits
         batch.n, batch.token, batch.position, batch.sequence = n, &tokens[0], &positions[0], &sequences[0]

@@ -188,31 +188,39 @@ def gate_mul(const float[::1] gate, const float[::1] up, bint relu2, str isa):
     return out
 
 
-def attention(const float[:, ::1] q, const float[:, ::1] k, const float[:, ::1] v, int type_id, float scale, str isa):
-    """float32 [queries, head_dim]: 1 to 3 queries over keys and values [n, head_dim], through a cache of the type.
+def attention(const float[:, ::1] q, const float[:, ::1] k, const float[:, ::1] v, int type_id, float scale, str isa, bint split=False):
+    """float32 [queries, head_dim]: some queries over keys and values [n, head_dim], through a cache of the type.
 
-    The last query sees all n keys, each before it one fewer.
+    The last query sees all n keys, each before it one fewer. split: each segment of keys on its own, the last one first.
     """
     cdef const bc_isa *kernels = find_isa(isa)
-    cdef int32_t dim = <int32_t>q.shape[1], stride = <int32_t>bc_round_up(q.shape[1], 16)
-    cdef int64_t n = k.shape[0], key
-    if k.shape[1] != dim or v.shape[1] != dim or v.shape[0] != n or n < q.shape[0] or not 1 <= q.shape[0] <= BC_QUERIES:
+    cdef int32_t dim = <int32_t>q.shape[1], segment
+    cdef int64_t n = k.shape[0], key, i, ld
+    if k.shape[1] != dim or v.shape[1] != dim or v.shape[0] != n or n < q.shape[0]:
         raise ValueError("wrong shapes")
-    if type_id not in (BC_F16, BC_F32) or dim > BC_MAX_HEAD_DIM:
+    if type_id not in (BC_F16, BC_F32, BC_Q8_0) or dim > BC_MAX_HEAD_DIM or not 1 <= q.shape[0] <= bc_max_queries(dim):
         raise ValueError("wrong arguments")
-    size = 4 if type_id == BC_F32 else 2
-    cdef uint8_t[::1] k_cache = np.zeros(bc_round_up(n, BC_KEYS) * dim * size, dtype=np.uint8)
-    cdef uint8_t[::1] v_cache = np.zeros(bc_round_up(n, BC_KEYS) * stride * size, dtype=np.uint8)
+    cdef int64_t blocks = bc_round_up(n, BC_KEYS) // BC_KEYS
+    cdef uint8_t[::1] k_cache = np.zeros(blocks * bc_key_block_bytes(type_id, dim), dtype=np.uint8)
+    cdef uint8_t[::1] v_cache = np.zeros(blocks * bc_value_block_bytes(type_id, dim), dtype=np.uint8)
     for key in range(n):
-        kernels.store_kv(&k[key, 0], &v[key, 0], dim, stride, type_id, key, &k_cache[0], &v_cache[0])
+        kernels.store_kv(&k[key, 0], &v[key, 0], dim, type_id, key, &k_cache[0], &v_cache[0])
     out = np.empty((q.shape[0], dim), dtype=np.float32)
     cdef float[:, ::1] y = out
     cdef bc_attention a
-    a.n_q, a.head_dim, a.v_stride = <int32_t>q.shape[0], dim, stride
+    a.n_q, a.head_dim, a.v_stride = <int32_t>q.shape[0], dim, <int32_t>bc_round_up(dim, 16)
     a.k, a.v, a.cache_type, a.scale = &k_cache[0], &v_cache[0], type_id, scale
     for i in range(q.shape[0]):
         a.q[i], a.out[i], a.n_keys[i] = &q[i, 0], &y[i, 0], <int32_t>(n - q.shape[0] + 1 + i)
-    kernels.attend(&a)
+    if not split:
+        kernels.attend(&a)
+        return out
+    segments = -(-n // BC_SEGMENT)
+    ld = a.n_q * bc_part_floats(a.v_stride)
+    cdef float[::1] parts = np.full(segments * ld, np.nan, dtype=np.float32)
+    for segment in reversed(range(segments)):
+        kernels.attend_segment(&a, segment, &parts[segment * ld])
+    kernels.merge_segments(&a, &parts[0], ld)
     return out
 
 

@@ -134,6 +134,33 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.einsum("hts,shd->thd", weights, v).reshape(tokens, heads * head_dim)
 
 
+def through_q8_0(x: np.ndarray) -> np.ndarray:
+    """x as a Q8_0 cache gives it back: for up to 32 of the last axis an f16 scale, max|x| / 127, and int8 codes."""
+    out = np.empty(x.shape)
+    for at in range(0, x.shape[-1], 32):
+        group = x[..., at : at + 32].astype(np.float32)
+        with np.errstate(over="ignore"):
+            scale = (np.abs(group).max(-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
+        codes = np.clip(np.rint(group / np.where(scale == 0, np.float32(1), scale)), -127, 127)
+        out[..., at : at + 32] = codes.astype(np.float64) * scale
+    return out
+
+
+def through_cache(x: np.ndarray, cache: str) -> np.ndarray:
+    """x as a cache of a type gives it back."""
+    if cache == "q8_0":
+        return through_q8_0(x)
+    return x.astype(np.float16).astype(np.float64) if cache == "f16" else x
+
+
+def keys_through_cache(k: np.ndarray, cache: str, *, interleaved: bool) -> np.ndarray:
+    """Keys as a cache gives them back. interleaved: a GGUF file of the family has rows (i, i + D/2) side by side."""
+    if not interleaved:
+        return through_cache(k, cache)
+    pairs = k.reshape(*k.shape[:-1], 2, -1).swapaxes(-1, -2)
+    return through_cache(pairs.reshape(k.shape), cache).reshape(pairs.shape).swapaxes(-1, -2).reshape(k.shape)
+
+
 class Activations:
     """Quantises the input of every linear, or takes the codes given; remembers unrounded values and scales."""
 
@@ -153,13 +180,13 @@ class Activations:
 
 def forward(
     network: Network, ids: list[int], *, pinned: dict[str, np.ndarray] | None = None, quantise: bool = True,
-    cache: type = np.float64,
+    cache: str = "f32",
 ) -> tuple[np.ndarray, Activations]:  # fmt: skip
     """Logits at every position, and what every linear's input was before rounding.
 
     pinned: the int8 codes to use at each site in place of rounding; the scales stay this pass's own.
     quantise=False runs the same matrices without activation quantisation.
-    cache: the type that keys (after the rotary embedding) and values are rounded to.
+    cache: the type that keys (after the rotary embedding) and values are rounded to; "f32" leaves them in float64.
     """
     config, tokens, eps = network.config, len(ids), network.config["rms_norm_eps"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -177,7 +204,8 @@ def forward(
         q = rotate(linear("q", h).reshape(tokens, heads, head_dim), inv_freq)
         k = rotate(linear("k", h).reshape(tokens, kv_heads, head_dim), inv_freq)
         v = linear("v", h).reshape(tokens, kv_heads, head_dim)
-        o = attention(q, k.astype(cache).astype(np.float64), v.astype(cache).astype(np.float64))
+        k = keys_through_cache(k, cache, interleaved="Llama" in config["architectures"][0])
+        o = attention(q, k, through_cache(v, cache))
         if "attn_sub_norm" in layer:
             o = rms_norm(o, layer["attn_sub_norm"], eps)
         x = x + linear("o", o)

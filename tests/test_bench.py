@@ -94,8 +94,10 @@ def test_bytes_of_a_decoded_token_are_those_of_the_matrices_and_the_head(tiny_gg
     assert hp.tied_head
     matrices = sum(math.prod(tensors[f"{name}.weight"].shape) // 4 for name in model.ternary)
     assert model.engine.weight_bytes() == matrices + tensors["token_embd.weight"].nbytes
-    # of 9 tokens after 10 others the first reads 11 positions and the last 19; keys and values are float16
-    assert bench.cache_bytes(model, 9, 10) == 15 * 2 * hp.n_layers * hp.n_kv_heads * hp.head_dim * 2
+    # of 9 tokens after 10 others the first reads 11 positions and the last 19
+    numbers = 15 * 2 * hp.n_layers * hp.n_kv_heads * hp.head_dim
+    for kind, bits in {"f16": 16, "f32": 32, "q8_0": 8.5}.items():  # heads of 64 dimensions: no padding
+        assert bench.cache_bytes(bitconv.load(tiny_gguf, cache_type=kind), 9, 10) == numbers * bits / 8
     assert bench.multiply_adds(model) == 4 * matrices
 
 

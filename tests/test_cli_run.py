@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import bitconv
+from bitconv import _kernels
+from bitconv.cli.options import CACHE_TYPES
 from bitconv.cli.run import interruptible
 from bitconv.runtime.generate import generate
 from tests.fake_model import scripted
@@ -111,9 +113,14 @@ def test_gpu_layers_are_accepted_with_a_note(cli: Any, tiny_gguf: Path) -> None:
     assert "no GPU in this build" in outcome.err
 
 
-def test_f32_cache_is_accepted_under_either_name(cli: Any, tiny_gguf: Path) -> None:
-    outputs = {cli("run", tiny_gguf, "-p", "x", *GREEDY, *o).out for o in (["-ctk", "f32"], ["-ctv", "f32"])}
-    assert len(outputs) == 1
+@pytest.mark.parametrize("kind", CACHE_TYPES)
+def test_a_type_of_cache_is_accepted_under_either_name(cli: Any, tiny_gguf: Path, kind: str) -> None:
+    outcomes = [cli("run", tiny_gguf, "-p", "x", *GREEDY, *o) for o in (["-ctk", kind], ["-ctv", kind])]
+    assert outcomes[0].code == 0 and outcomes[0].out == outcomes[1].out
+
+
+def test_the_types_of_cache_are_those_of_the_kernels() -> None:
+    assert set(CACHE_TYPES) == set(_kernels.CACHE_TYPES)
 
 
 def test_minus_one_token_means_until_the_context_is_full(cli: Any, tiny_gguf: Path) -> None:

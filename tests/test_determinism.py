@@ -12,7 +12,7 @@ from bitconv import _kernels
 from bitconv.runtime.model import Model
 from tests.checkpoints import make_checkpoint
 
-TOKENS = 150  # past four attention blocks of 32 keys and past one block of 132 tokens of the panel GEMM
+TOKENS = 290  # past one attention segment of 256 keys and past two blocks of 132 tokens of the panel GEMM
 
 MODELS = {
     "bitnet": {"family": "bitnet", "form": "packed_autobitlinear"},
@@ -38,7 +38,7 @@ def bits(logits: np.ndarray) -> bytes:
     return logits.tobytes()
 
 
-@pytest.fixture(scope="module", params=["f16", "f32"])
+@pytest.fixture(scope="module", params=_kernels.CACHE_TYPES)
 def reference(request, path):
     """(path, cache type, logits of one prefill on one thread with scalar kernels)."""
     model = bitconv.load(path, threads=1, isa="scalar", cache_type=request.param)
@@ -111,15 +111,17 @@ def test_a_callers_floating_point_mode_does_not_leak_in(reference):
         torch.set_flush_denormal(False)
 
 
-def test_sequences_that_decode_together_compute_as_alone(path):
-    model = bitconv.load(path, threads=2)
-    cache = _kernels.Cache(model.engine, 40, 1, model.inv_freq, n_sequences=3)
-    texts = np.random.default_rng(5).integers(0, model.vocab_size, (3, 40)).astype(np.int32)
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("threads", [1, 3])  # three threads take segments of keys as tasks, one takes whole sequences
+def test_sequences_that_decode_together_compute_as_alone(path, cache_type, threads):
+    model = bitconv.load(path, threads=threads, cache_type=cache_type)
+    cache = _kernels.Cache(model.engine, TOKENS, _kernels.CACHE_TYPES[cache_type], model.inv_freq, n_sequences=3)
+    texts = np.random.default_rng(5).integers(0, model.vocab_size, (3, TOKENS)).astype(np.int32)
     together = []
-    for position in range(40):
+    for position in range(TOKENS):
         every = np.arange(3, dtype=np.int32)
         logits, _, _, _ = cache.forward(
-            np.ascontiguousarray(texts[:, position]), np.full(3, position, np.int32), every, every, 2
+            np.ascontiguousarray(texts[:, position]), np.full(3, position, np.int32), every, every, threads
         )
         together.append(logits)
     for i, text in enumerate(texts):

@@ -112,15 +112,19 @@ def test_memory_is_what_the_engine_takes(tmp_path: Path, family: str, context: i
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BitconvWarning)
         path = bitconv.convert(tmp_path / "model", tmp_path / "a.gguf", type="f32").path
+    model = bitconv.load(path, threads=1)
+    for kind, type_id in _kernels.CACHE_TYPES.items():
+        memory = inspect(path, context=context, cache_type=kind).memory
+        assert memory is not None and memory.cache_type == kind
+        assert memory.keys_and_values == model.engine.cache_bytes(memory.context, type_id)
     memory = inspect(path, context=context).memory
     assert memory is not None
-    model = bitconv.load(path, threads=1)
     assert memory.context == (context or model.n_ctx_train)
     assert memory.keys_and_values == model.engine.cache_bytes(memory.context, 1)
     with open_gguf(path) as gguf:
         assert memory.tensors == sum(info.nbytes for info in gguf.tensors.values())
     assert memory.rotary == memory.context * model.hyperparameters.head_dim // 2 * 4 * 2
-    assert memory.scratch == model.engine.scratch_bytes(largest_batch(model.hyperparameters))
+    assert memory.scratch == model.engine.scratch_bytes(largest_batch(model.hyperparameters, 1))
     assert memory.total == memory.tensors + memory.keys_and_values + memory.rotary + memory.scratch
 
 
@@ -141,6 +145,8 @@ def test_memory_in_the_command_line(tiny_gguf: Path, cli: Any) -> None:
     memory = json.loads(cli("inspect", tiny_gguf, "-c", "64", "--json").out)["memory"]
     assert memory["context"] == 64
     assert f"memory: {memory['total']} bytes for a context of 64" in cli("inspect", tiny_gguf, "-c", "64").out
+    smaller = json.loads(cli("inspect", tiny_gguf, "-c", "64", "-ctk", "q8_0", "--json").out)["memory"]
+    assert smaller["keys_and_values"] * 64 == memory["keys_and_values"] * 34  # heads of 64 dimensions: no padding
 
 
 def test_a_file_whose_tiles_are_unknown_cannot_run(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bitconv import _kernels
+from tests.numpy_forward import through_cache, through_q8_0
 from tests.paths import SHARED
 
 I2_S, F32, F16, BF16 = 36, 0, 1, 30
@@ -222,17 +223,23 @@ def test_every_half_is_widened_as_numpy_does():
         assert np.array_equal(got[keep], expected[keep])
 
 
-@given(st.integers(0, 999), st.integers(1, 100), st.sampled_from([2, 12, 64, 100, 128]), st.sampled_from([F16, F32]))
-@settings(max_examples=30, deadline=None)
-def test_attention_is_softmax_of_scores_times_values(seed, n, dim, type_id):
+@given(
+    st.integers(0, 999),
+    st.integers(1, 100) | st.integers(255, 258) | st.just(600),
+    st.integers(1, 24),
+    st.sampled_from([2, 12, 64, 80, 100, 128]),
+    st.sampled_from(list(_kernels.CACHE_TYPES)),
+)
+@settings(max_examples=60, deadline=None)
+def test_attention_is_softmax_of_scores_times_values(seed, n, queries, dim, kind):
     rng = np.random.default_rng(seed)
-    q, k, v = (rng.standard_normal((rows, dim)).astype(np.float32) for rows in (min(n, 3), n, n))
+    type_id = _kernels.CACHE_TYPES[kind]
+    q, k, v = (rng.standard_normal((rows, dim)).astype(np.float32) for rows in (min(n, queries), n, n))
     scale = 1 / np.sqrt(dim)
-    results = [_kernels.attention(q, k, v, type_id, scale, isa) for isa in ISAS]
+    results = [_kernels.attention(q, k, v, type_id, scale, isa, split) for isa in ISAS for split in (False, True)]
     for result in results[1:]:
         assert np.array_equal(results[0].view(np.uint32), result.view(np.uint32))
-    stored = np.float16 if type_id == F16 else np.float32
-    keys, values = k.astype(stored).astype(np.float64), v.astype(stored).astype(np.float64)
+    keys, values = through_cache(k.astype(np.float64), kind), through_cache(v.astype(np.float64), kind)
     for i in range(len(q)):
         seen = n - len(q) + 1 + i
         alone = _kernels.attention(q[i : i + 1].copy(), k[:seen].copy(), v[:seen].copy(), type_id, scale, ISAS[0])
@@ -243,6 +250,21 @@ def test_attention_is_softmax_of_scores_times_values(seed, n, dim, type_id):
         assert np.allclose(results[0][i], expected, rtol=0, atol=1e-5)  # O(1) values, float32 throughout
 
 
+def test_attention_of_the_largest_heads():
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((rows, _kernels.MAX_HEAD_DIM)).astype(np.float32) for rows in (3, 300, 300))
+    results = [_kernels.attention(q, k, v, F16, 0.03, isa) for isa in ISAS]
+    assert all(np.array_equal(results[0], result) for result in results)
+    with pytest.raises(ValueError, match="wrong arguments"):
+        _kernels.attention(np.zeros((4, 1024), np.float32), k, v, F16, 0.03, ISAS[0])
+
+
+def as_stored(values: np.ndarray, kind: str, isa: str) -> np.ndarray:
+    """What a cache gives back: with one key the result of attention is its value."""
+    q = np.zeros_like(values[None])
+    return _kernels.attention(q, q, values[None], _kernels.CACHE_TYPES[kind], 1.0, isa)[0]
+
+
 def test_halves_are_rounded_to_nearest_even_on_the_way_into_the_cache():
     rng = np.random.default_rng(0)
     values = np.concatenate([
@@ -250,13 +272,33 @@ def test_halves_are_rounded_to_nearest_even_on_the_way_into_the_cache():
         [65504.0, 65519.9, 0.0, -0.0, 6e-8, 2.98e-8, 2.99e-8, 1 + 2**-11, 1 + 3 * 2**-11, 6.1e-5, 6.0975e-5],
     ]).astype(np.float32)
     values = values[np.abs(values) < 65520]
-    q = np.zeros((1, values.size % 1000 or 1000), dtype=np.float32)
     for isa in ISAS:
         for start in range(0, values.size, 1000):
-            v = values[None, start : start + 1000]
-            q = np.zeros_like(v)
-            got = _kernels.attention(q, q, v, F16, 1.0, isa)  # one key: the result is its value as stored
-            assert np.array_equal(got, v.astype(np.float16).astype(np.float32)), isa
+            v = values[start : start + 1000]
+            assert np.array_equal(as_stored(v, "f16", isa), v.astype(np.float16).astype(np.float32)), isa
+
+
+@pytest.mark.parametrize("dim", [2, 12, 32, 80, 96, 100, 1024])
+def test_a_q8_0_cache_holds_f16_scales_and_codes_of_32_dimensions(dim):
+    rng = np.random.default_rng(dim)
+    for exponent in range(-44, 21):  # scales of zero, subnormal ones, the largest
+        v = (rng.standard_normal(dim) * 2.0**exponent).astype(np.float32)
+        v[rng.integers(0, dim)] = 0.0
+        for isa in ISAS:
+            assert np.array_equal(as_stored(v, "q8_0", isa), through_q8_0(v).astype(np.float32)), (isa, exponent)
+    normal = rng.standard_normal(dim).astype(np.float32)
+    bound = np.abs(normal).max() / 127 * (0.5 + 127 * 2.0**-11)  # half a code, or the rounding of the scale at +-127
+    assert np.abs(as_stored(normal, "q8_0", ISAS[0]) - normal).max() <= bound
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e9])
+def test_what_a_q8_0_cache_cannot_hold_becomes_nan_and_so_an_error(wrong):
+    v = np.ones(64, dtype=np.float32)
+    v[40] = wrong  # 1e9 / 127 is beyond the halves
+    for isa in ISAS:
+        got = as_stored(v, "q8_0", isa)
+        assert np.isnan(got[32:]).all()
+        assert np.array_equal(got[:32], through_q8_0(v[:32]).astype(np.float32))
 
 
 def test_rope_table_is_within_one_ulp_of_float64():

@@ -56,10 +56,24 @@ def test_perplexity_on_twenty_thousand_scored_tokens_equals_transformers(gguf):
     expected = reference_perplexity(text, chunks)
     ours = bitconv.perplexity(bitconv.load(gguf, cache_type="f32"), text, CTX, chunks=chunks)
     halved = bitconv.perplexity(bitconv.load(gguf, cache_type="f16"), text, CTX, chunks=chunks)
+    eighth = bitconv.perplexity(bitconv.load(gguf, cache_type="q8_0"), text, CTX, chunks=chunks)
     print(f"\n{ours.tokens} tokens scored of {chunks * CTX}: transformers {expected:.4f}, F32 cache "
           f"{ours.perplexity:.4f} ({ours.perplexity / expected - 1:+.1e}), F16 cache {halved.perplexity:.4f} "
-          f"({halved.perplexity / expected - 1:+.1e})")  # fmt: skip
+          f"({halved.perplexity / expected - 1:+.1e}), Q8_0 cache {eighth.perplexity:.4f} "
+          f"({eighth.perplexity / expected - 1:+.1e})")  # fmt: skip
     assert ours.tokens == chunks * SCORED
     assert abs(ours.perplexity / expected - 1) <= WITHIN
     # f16 keys and values carry 2^-12 relative noise, which flips more codes but favours no direction either
     assert abs(halved.perplexity / expected - 1) <= WITHIN
+    # a Q8_0 cache: half a code, 1/254 of the largest of 32, which averages out over dimensions and keys
+    assert abs(eighth.perplexity / expected - 1) <= WITHIN
+
+
+def test_a_q8_0_cache_moves_logits_about_as_much_as_an_f16_cache(gguf):
+    ids = bitconv.load(gguf).tokenize((TINY / "heldout.txt").read_text(encoding="utf-8"))[:CTX]
+    f32, f16, q8_0 = (bitconv.load(gguf, cache_type=kind).logits(ids) for kind in ("f32", "f16", "q8_0"))
+    halved, eighth = (float(np.sqrt(np.mean((logits - f32) ** 2)) / f32.std()) for logits in (f16, q8_0))
+    print(f"\nroot mean square of the difference from an F32 cache: F16 {halved:.4f}, Q8_0 {eighth:.4f} deviations")
+    # Any disturbance flips activation codes, 1/127 of a row's largest activation each, and these outweigh it: a few
+    # thousandths of the deviation for either type. The rounding of Q8_0 itself is no more than one such code.
+    assert 0 < eighth <= 2 * halved and eighth <= 2 / 127

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitconv.cli.options import json_option, layout_options
+from bitconv.cli.options import CACHE_TYPES, json_option, layout_options
 from bitconv.cli.state import State, state_options
 
 if TYPE_CHECKING:
@@ -26,14 +26,23 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Context in tokens that memory is computed for; default: the model's.",
 )
+@click.option(
+    "-ctk",
+    "--cache-type-k",
+    "cache_type",
+    type=click.Choice(CACHE_TYPES),
+    default="f16",
+    show_default=True,
+    help="Type of the KV cache that memory is computed for.",
+)
 @click.option("--isa", metavar="NAME", help="Instruction set whose kernels are named; default: the best.")
 @layout_options
 @json_option
 @state_options
 @click.pass_obj
 def inspect(
-    state: State, file: str, tensors: bool, kv: str | None, ctx_size: int | None, isa: str | None, as_json: bool,
-    **options: str | None,
+    state: State, file: str, tensors: bool, kv: str | None, ctx_size: int | None, cache_type: str, isa: str | None,
+    as_json: bool, **options: str | None,
 ) -> None:  # fmt: skip
     """Show what a GGUF file holds.
 
@@ -52,8 +61,9 @@ def inspect(
         return
     with state.progress("inspect", "B") as progress:
         found = library.inspect(
-            file, count_weights=tensors, context=ctx_size, isa=choose_isa(isa), progress=progress, **options
-        )
+            file, count_weights=tensors, context=ctx_size, cache_type=cache_type, isa=choose_isa(isa),
+            progress=progress, **options,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps(as_object(found, tensors), ensure_ascii=False))
         return

@@ -163,31 +163,79 @@ static void ISA(rope)(float *head, const float *cos, const float *sin, int32_t h
     }
 }
 
-/* keys are stored dimension by dimension within a block, so that the scores of 32 keys need no horizontal sum */
-static void ISA(store_kv)(const float *k, const float *v, int32_t head_dim, int32_t v_stride, int32_t type, int64_t key,
-                          void *k_cache, void *v_cache)
+/* The code of 32 numbers, x = code * scale: scale = max|x| / 127 as f16, codes are rounded half to even. A scale beyond f16 is
+ * infinity, and that of a group with a number that is not finite NaN: times the codes, which are 0 then, both give NaN. */
+BC_INLINE uint16_t ISA(quantise_group)(const float *x, int8_t *codes)
 {
-    const int64_t k_at = key / BC_KEYS * head_dim * BC_KEYS + key % BC_KEYS, v_at = key * v_stride;
-    if (type == BC_F32) {
-        float *keys = (float *)k_cache + k_at;
-        for (int32_t d = 0; d < head_dim; d++)
-            keys[(int64_t)d * BC_KEYS] = k[d];
-        memcpy((float *)v_cache + v_at, v, (size_t)head_dim * sizeof *v);
-        return;
+    float lanes[VL], most = 0.0f;
+    VF top = ISA(vf_set1)(0.0f), wrong = top;
+    for (int v = 0; v < NV; v++) {
+        const VF a = ISA(vf_load)(x + v * VL);
+        wrong = ISA(vf_add)(wrong, ISA(vf_sub)(a, a));
+        top = ISA(vf_max)(ISA(vf_abs)(a), top);
     }
-    uint16_t *keys = (uint16_t *)k_cache + k_at, *values = (uint16_t *)v_cache + v_at;
-    int32_t d = 0;
-    for (; d + VL <= head_dim; d += VL) {
-        uint16_t halves[VL];
-        ISA(vf_store_f16)(halves, ISA(vf_load)(k + d));
-        for (int i = 0; i < VL; i++)
-            keys[(int64_t)(d + i) * BC_KEYS] = halves[i];
-        ISA(vf_store_f16)(values + d, ISA(vf_load)(v + d));
+    ISA(vf_store)(lanes, top);
+    for (int i = 0; i < VL; i++)
+        most = lanes[i] > most ? lanes[i] : most;
+    const float bad = ISA(vf_fold)(wrong);
+    const uint16_t half = bad != bad ? 0x7e00 : bc_f32_to_f16(most / 127.0f);
+    const float scale = bc_f16_to_f32(half);
+    if (scale != scale || scale == 0.0f) {
+        memset(codes, 0, BC_GROUP);
+        return half;
     }
-    for (; d < head_dim; d++) {
-        keys[(int64_t)d * BC_KEYS] = bc_f32_to_f16(k[d]);
-        values[d] = bc_f32_to_f16(v[d]);
+    const VF limit = ISA(vf_set1)(127.0f); /* a subnormal scale may be rounded down by a lot */
+    for (int v = 0; v < NV; v++) {
+        const VF code = ISA(vf_round)(ISA(vf_div)(ISA(vf_load)(x + v * VL), ISA(vf_set1)(scale)));
+        ISA(vf_store_i8)(codes + v * VL, ISA(vf_min)(ISA(vf_max)(code, ISA(vf_sub)(ISA(vf_set1)(0.0f), limit)), limit));
     }
+    return half;
+}
+
+/* Write a group of n <= 32 numbers of one key (transposed: a column) or value (a row of `width`); returns what follows. */
+BC_INLINE uint8_t *ISA(store_group)(const float *x, int32_t n, int32_t width, int transposed, int32_t type, int64_t key, uint8_t *group)
+{
+    const int32_t size = bc_cached_size(type);
+    uint8_t numbers[BC_GROUP * 4];
+    if (type == BC_Q8_0) {
+        ((uint16_t *)group)[key] = ISA(quantise_group)(x, (int8_t *)numbers);
+        group += BC_KEYS * 2;
+    } else if (type == BC_F16) {
+        for (int v = 0; v < NV; v++)
+            ISA(vf_store_f16)((uint16_t *)numbers + v * VL, ISA(vf_load)(x + v * VL));
+    } else {
+        memcpy(numbers, x, sizeof numbers);
+    }
+    if (transposed)
+        for (int32_t d = 0; d < n; d++)
+            memcpy(group + (d * BC_KEYS + key) * size, numbers + d * size, (size_t)size);
+    else
+        memcpy(group + key * width * size, numbers, (size_t)(n * size));
+    return group + BC_KEYS * width * size;
+}
+
+BC_INLINE void ISA(store_type)(const float *k, const float *v, int32_t head_dim, int32_t type, int64_t key, uint8_t *k_block,
+                               uint8_t *v_block)
+{
+    for (int32_t d = 0; d < head_dim; d += BC_GROUP) {
+        float tmp[BC_LANES];
+        const int32_t n = (int32_t)bc_min(head_dim - d, BC_GROUP);
+        k_block = ISA(store_group)(ISA(lanes_at)(k, d, head_dim, tmp), n, n, 1, type, key, k_block);
+        v_block = ISA(store_group)(ISA(lanes_at)(v, d, head_dim, tmp), n, n > 16 ? 32 : 16, 0, type, key, v_block);
+    }
+}
+
+/* keys are stored dimension by dimension within a block, so that the scores of 32 keys need no horizontal sum */
+static void ISA(store_kv)(const float *k, const float *v, int32_t head_dim, int32_t type, int64_t key, void *k_cache, void *v_cache)
+{
+    uint8_t *k_block = (uint8_t *)k_cache + key / BC_KEYS * bc_key_block_bytes(type, head_dim);
+    uint8_t *v_block = (uint8_t *)v_cache + key / BC_KEYS * bc_value_block_bytes(type, head_dim);
+    if (type == BC_F32)
+        ISA(store_type)(k, v, head_dim, BC_F32, key % BC_KEYS, k_block, v_block);
+    else if (type == BC_F16)
+        ISA(store_type)(k, v, head_dim, BC_F16, key % BC_KEYS, k_block, v_block);
+    else
+        ISA(store_type)(k, v, head_dim, BC_Q8_0, key % BC_KEYS, k_block, v_block);
 }
 
 BC_INLINE VF ISA(load_as)(const void *p, int64_t i, int32_t type)
@@ -255,5 +303,6 @@ static void ISA(widen)(const void *src, int32_t type, int64_t n, float *dst)
 /* the float half of an instruction set's row in the dispatch table */
 #define BC_FLOAT_KERNELS                                                                                              \
     .norm = ISA(norm), .quantise = ISA(quantise), .silu_mul = ISA(silu_mul), .relu2_mul = ISA(relu2_mul),             \
-    .exp = ISA(exp), .rope = ISA(rope), .store_kv = ISA(store_kv), .attend = ISA(attend), .dense = ISA(dense),        \
+    .exp = ISA(exp), .rope = ISA(rope), .store_kv = ISA(store_kv), .attend = ISA(attend),                             \
+    .attend_segment = ISA(attend_segment), .merge_segments = ISA(merge_segments), .dense = ISA(dense),                 \
     .widen = ISA(widen), .finish = ISA(finish)

@@ -27,11 +27,13 @@ typedef struct {
     bc_matrix embedding, head;
 } bc_model;
 
-/* keys and values of n_sequences sequences: [sequence][layer][kv head] of a block-transposed K and a plain V */
+/* keys and values of n_sequences sequences: [sequence][layer][kv head][n_ctx / BC_KEYS] blocks, as kernel_api.h has them */
 typedef struct {
-    int32_t type; /* BC_F16 or BC_F32 */
+    int32_t type; /* BC_F16, BC_F32 or BC_Q8_0 */
     int64_t n_ctx; /* a multiple of BC_KEYS */
     uint8_t *k, *v;
+    float *parts; /* where segments of few queries await merging: bc_split_floats of them, or NULL */
+    int32_t *parts_done; /* BC_MAX_SPLIT zeros: the finished segments of each group of queries */
     const float *cos, *sin; /* [position][head_dim / 2] */
 } bc_cache;
 
@@ -59,6 +61,7 @@ typedef struct {
     const bc_cache *cache;
     const bc_batch *batch;
     bc_scratch s;
+    int32_t split; /* whether segments of keys are tasks of their own */
     int32_t bad; /* the first layer * BC_SITES + site whose input was not finite, or INT32_MAX */
 } bc_run;
 
@@ -215,11 +218,17 @@ static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, con
     bc_barrier(thread);
 }
 
-/* where the keys (or values, with stride head_dim_stride) of one head begin in the cache */
-static int64_t bc_head_offset(const bc_run *run, int32_t sequence, int32_t layer, int32_t head, int64_t stride)
+/* the blocks of one head in the cache */
+static void *bc_head_keys(const bc_run *run, int32_t sequence, int32_t layer, int32_t head)
 {
     const int64_t index = ((int64_t)sequence * run->model->n_layers + layer) * run->model->n_kv_heads + head;
-    return index * run->cache->n_ctx * stride * (run->cache->type == BC_F32 ? 4 : 2);
+    return run->cache->k + index * (run->cache->n_ctx / BC_KEYS) * bc_key_block_bytes(run->cache->type, run->model->head_dim);
+}
+
+static void *bc_head_values(const bc_run *run, int32_t sequence, int32_t layer, int32_t head)
+{
+    const int64_t index = ((int64_t)sequence * run->model->n_layers + layer) * run->model->n_kv_heads + head;
+    return run->cache->v + index * (run->cache->n_ctx / BC_KEYS) * bc_value_block_bytes(run->cache->type, run->model->head_dim);
 }
 
 /* RoPE on the queries and keys of one key/value head and its query heads; keys and values go to the cache. */
@@ -228,7 +237,6 @@ static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
     const bc_model *m = run->model;
     const bc_batch *b = run->batch;
     const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
-    const int64_t stride = bc_value_stride(m);
     for (int64_t task; (task = bc_next_task(thread)) < b->n * m->n_kv_heads;) {
         const int64_t t = task / m->n_kv_heads;
         const int32_t head = (int32_t)(task % m->n_kv_heads);
@@ -239,43 +247,102 @@ static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
         for (int32_t i = 0; i < group; i++)
             m->isa->rope(q + (int64_t)(head * group + i) * dim, cos, sin, dim, m->interleaved);
         m->isa->rope(k, cos, sin, dim, m->interleaved);
-        m->isa->store_kv(k, v, dim, (int32_t)stride, run->cache->type, b->position[t],
-                         run->cache->k + bc_head_offset(run, b->sequence[t], layer, head, dim),
-                         run->cache->v + bc_head_offset(run, b->sequence[t], layer, head, stride));
+        m->isa->store_kv(k, v, dim, run->cache->type, b->position[t], bc_head_keys(run, b->sequence[t], layer, head),
+                         bc_head_values(run, b->sequence[t], layer, head));
     }
     bc_barrier(thread);
 }
 
-/* Query heads that share a key/value head, of all tokens of one sequence that follow each other in the batch, are cut into
- * groups of BC_QUERIES; a group is one task. */
-static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
+/* Query heads that share a key/value head, of all tokens of the batch, are cut into groups of nearly equal sizes. */
+typedef struct {
+    int64_t queries, groups; /* of each key/value head */
+    int64_t ld;              /* floats of the parts of one group and segment */
+    int64_t segments;        /* of the longest sequence */
+} bc_queries;
+
+static bc_queries bc_group_queries(const bc_model *m, int64_t n, int64_t n_keys)
+{
+    const int64_t most = bc_max_queries(m->head_dim), queries = n * (m->n_heads / m->n_kv_heads);
+    return (bc_queries){queries, (queries + most - 1) / most, bc_min(most, queries) * bc_part_floats(bc_value_stride(m)),
+                        (n_keys + BC_SEGMENT - 1) / BC_SEGMENT};
+}
+
+/* Floats of bc_cache.parts for n tokens of which the last sees n_keys: 0 where groups are tasks enough for the threads. */
+static int64_t bc_split_floats(const bc_model *m, int64_t n, int64_t n_keys, int32_t threads)
+{
+    const bc_queries g = bc_group_queries(m, n, n_keys);
+    const int64_t tasks = g.groups * m->n_kv_heads;
+    return tasks <= BC_MAX_SPLIT && tasks < 4 * threads && g.segments > 1 ? tasks * g.segments * g.ld : 0;
+}
+
+/* The queries of a group from *query on that belong to one sequence; moves *query behind them. */
+static bc_attention bc_next_queries(const bc_run *run, int32_t layer, int32_t head, int64_t *query, int64_t last)
 {
     const bc_model *m = run->model;
     const bc_batch *b = run->batch;
     const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
-    const int64_t queries = b->n * group, parts = (queries + BC_QUERIES - 1) / BC_QUERIES;
-    const int64_t ldo = bc_round_up(bc_attention_width(m), BC_LANES);
-    for (int64_t task; (task = bc_next_task(thread)) < parts * m->n_kv_heads;) {
-        const int32_t head = (int32_t)(task % m->n_kv_heads);
-        const int64_t part = parts - 1 - task / m->n_kv_heads; /* the longest first, so that no thread ends with one */
-        const int64_t last = bc_min((part + 1) * BC_QUERIES, queries);
-        for (int64_t query = part * BC_QUERIES; query < last;) {
-            const int32_t sequence = b->sequence[query / group];
-            bc_attention a = {
-                .head_dim = dim, .v_stride = (int32_t)bc_value_stride(m), .cache_type = run->cache->type,
-                .k = run->cache->k + bc_head_offset(run, sequence, layer, head, dim),
-                .v = run->cache->v + bc_head_offset(run, sequence, layer, head, bc_value_stride(m)),
-                .scale = m->attention_scale,
-            };
-            for (; query < last && b->sequence[query / group] == sequence; query++, a.n_q++) {
-                const int64_t t = query / group, at = (head * group + query % group) * dim;
-                a.q[a.n_q] = run->s.qkv + t * bc_qkv_width(m) + at;
-                a.out[a.n_q] = run->s.attended + t * ldo + at;
-                a.n_keys[a.n_q] = b->position[t] + 1;
-            }
-            m->isa->attend(&a);
-        }
+    const int32_t sequence = b->sequence[*query / group];
+    bc_attention a = {
+        .head_dim = dim, .v_stride = (int32_t)bc_value_stride(m), .cache_type = run->cache->type, .scale = m->attention_scale,
+        .k = bc_head_keys(run, sequence, layer, head), .v = bc_head_values(run, sequence, layer, head),
+    };
+    for (; *query < last && b->sequence[*query / group] == sequence; ++*query, a.n_q++) {
+        const int64_t t = *query / group, at = ((int64_t)head * group + *query % group) * dim;
+        a.q[a.n_q] = run->s.qkv + t * bc_qkv_width(m) + at;
+        a.out[a.n_q] = run->s.attended + t * bc_round_up(bc_attention_width(m), BC_LANES) + at;
+        a.n_keys[a.n_q] = b->position[t] + 1;
     }
+    return a;
+}
+
+/* One segment of one group; whoever finishes the last one merges them all. */
+static void bc_attend_part(bc_run *run, int32_t layer, const bc_queries *g, int64_t task)
+{
+    const bc_model *m = run->model;
+    const int64_t segment = task % g->segments, index = task / g->segments;
+    const int32_t head = (int32_t)(index % m->n_kv_heads);
+    const int64_t first = g->queries * (index / m->n_kv_heads) / g->groups;
+    const int64_t last = g->queries * (index / m->n_kv_heads + 1) / g->groups;
+    float *parts = run->cache->parts + index * g->segments * g->ld;
+    const int64_t part = bc_part_floats(bc_value_stride(m));
+    for (int64_t query = first; query < last;) {
+        float *mine = parts + segment * g->ld + (query - first) * part;
+        const bc_attention a = bc_next_queries(run, layer, head, &query, last);
+        if (segment * BC_SEGMENT < a.n_keys[a.n_q - 1])
+            m->isa->attend_segment(&a, (int32_t)segment, mine);
+    }
+    if (__atomic_add_fetch(&run->cache->parts_done[index], 1, __ATOMIC_ACQ_REL) < g->segments)
+        return;
+    run->cache->parts_done[index] = 0;
+    for (int64_t query = first; query < last;) {
+        float *mine = parts + (query - first) * part;
+        const bc_attention a = bc_next_queries(run, layer, head, &query, last);
+        m->isa->merge_segments(&a, mine, g->ld);
+    }
+}
+
+/* A group is one task, or one for each segment of its keys where that would be few. */
+static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
+{
+    const bc_model *m = run->model;
+    int64_t n_keys = 1;
+    for (int64_t t = 0; t < run->batch->n && run->split; t++)
+        n_keys = n_keys > run->batch->position[t] ? n_keys : run->batch->position[t] + 1;
+    const bc_queries g = bc_group_queries(m, run->batch->n, n_keys);
+    const int64_t tasks = g.groups * m->n_kv_heads;
+    if (run->split)
+        for (int64_t task; (task = bc_next_task(thread)) < tasks * g.segments;)
+            bc_attend_part(run, layer, &g, task);
+    else
+        for (int64_t task; (task = bc_next_task(thread)) < tasks;) {
+            /* head by head, whose keys stay in L2; the longest first, so that no thread ends with one */
+            const int64_t group = g.groups - 1 - task % g.groups;
+            const int64_t last = g.queries * (group + 1) / g.groups;
+            for (int64_t query = g.queries * group / g.groups; query < last;) {
+                const bc_attention a = bc_next_queries(run, layer, (int32_t)(task / g.groups), &query, last);
+                m->isa->attend(&a);
+            }
+        }
     bc_barrier(thread);
 }
 
@@ -350,11 +417,12 @@ static void bc_thread_forward(bc_run *run, bc_thread *thread)
     fesetenv(&saved);
 }
 
-/* Run one batch; returns the number of threads that took part. Reads nothing outside its arguments. */
+/* Run one batch; returns the number of threads that took part. Reads nothing outside its arguments. cache->parts, if any, has
+ * room for what bc_split_floats says of these arguments. */
 static int32_t bc_forward(const bc_model *m, const bc_cache *cache, const bc_batch *batch, uint8_t *scratch, int32_t threads,
                           int32_t *bad)
 {
-    bc_run run = {.model = m, .cache = cache, .batch = batch, .bad = INT32_MAX};
+    bc_run run = {.model = m, .cache = cache, .batch = batch, .split = cache->parts != NULL, .bad = INT32_MAX};
     bc_team team = {0};
     int32_t size = 1;
     bc_scratch_layout(m, batch->n, threads, scratch, &run.s);

@@ -25,11 +25,16 @@ enum {
     BC_PANEL_COLS = 512, /* columns unpacked at a time, at most: 16 KiB of codes, which stay in L1 */
     BC_TOKEN_BLOCK = 132,/* tokens that share one unpacked panel: their int32 sums stay in L1 */
     BC_MAX_TILE = 6,     /* tokens of one register tile */
-    BC_QUERIES = 3,      /* queries that share one pass over the keys */
+    BC_SEGMENT = 256,    /* keys of one softmax, a multiple of BC_KEYS; segments are merged in order */
+    BC_GROUP = 32,       /* dimensions that share one scale in a Q8_0 cache */
+    BC_MAX_SPLIT = 1024, /* groups of queries whose segments may be tasks of their own */
+    BC_QUERIES = 24,     /* queries that share one pass over the keys */
     BC_MAX_HEAD_DIM = 1024,
     BC_STREAMS = 4,      /* places that lie far apart and are read together: one or two do not fill the memory pipeline */
     BC_AHEAD = 512,      /* bytes of each stream that are fetched before its kernel begins */
     BC_DENSE_TOKENS = 4, /* tokens that share one pass over dense rows, at most */
+    BC_MAX_SHARED_DIM = 128, /* of heads whose blocks are kept as float32 for later queries; larger ones take fewer along */
+    BC_PARTS_FLOATS = BC_QUERIES * (BC_MAX_SHARED_DIM + 16),
 };
 
 /* ggml tensor type ids that the engine executes */
@@ -71,9 +76,9 @@ typedef struct {
     float *out[BC_QUERIES];     /* [head_dim] each */
     int32_t n_keys[BC_QUERIES]; /* keys that each query sees, ascending */
     int32_t n_q, head_dim, v_stride;
-    const void *k;              /* [block][head_dim][BC_KEYS] of the cache type */
-    const void *v;              /* [key][v_stride] of the cache type; v_stride = head_dim padded to 16 */
-    int32_t cache_type;         /* BC_F16 or BC_F32 */
+    const void *k;              /* blocks of 32 keys, as bc_key_block_bytes says */
+    const void *v;              /* the values of as many keys, as bc_value_block_bytes says */
+    int32_t cache_type;         /* BC_F16, BC_F32 or BC_Q8_0 */
     float scale;
 } bc_attention;
 
@@ -90,9 +95,12 @@ typedef struct bc_isa {
     void (*relu2_mul)(const float *gate, const float *up, int64_t n, float *y);
     void (*exp)(const float *x, int64_t n, float *y);
     void (*rope)(float *head, const float *cos, const float *sin, int32_t head_dim, int32_t interleaved);
-    void (*store_kv)(const float *k, const float *v, int32_t head_dim, int32_t v_stride, int32_t type, int64_t key,
-                     void *k_cache, void *v_cache);
+    void (*store_kv)(const float *k, const float *v, int32_t head_dim, int32_t type, int64_t key, void *k_cache, void *v_cache);
+    /* the whole, or its segments: parts[q] of bc_part_floats each from the queries that see keys of a segment; then out
+     * from parts[segment][q], where segments are ld floats apart, merged in place */
     void (*attend)(const bc_attention *a);
+    void (*attend_segment)(const bc_attention *a, int32_t segment, float *parts);
+    void (*merge_segments)(const bc_attention *a, float *parts, int64_t ld);
     /* out[t][r - row0] = sum_k w[r][k] * x[t][k]; x rows are ldx floats apart and zero past cols; work is memory of
      * bc_dense_work(cols) bytes, aligned to 64 */
     void (*dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n,
@@ -110,7 +118,9 @@ typedef struct bc_isa {
     int32_t n_ternary;
 } bc_isa;
 
+static inline int64_t bc_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t bc_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
 /* bytes of a row of a dense weight, or 0 when the type is not dense or cannot hold such a row */
 static inline int64_t bc_dense_bytes(int32_t type, int64_t cols)
 {
@@ -129,6 +139,29 @@ static inline int bc_is_dense(int32_t type)
     return type == BC_F32 || type == BC_F16 || type == BC_BF16 || type == BC_Q8_0 || type == BC_Q6_K;
 }
 
+/* bytes of a number of a cache without its scale, and of the scales that 32 numbers share in Q8_0 */
+static inline int32_t bc_cached_size(int32_t type) { return type == BC_F16 ? 2 : type == BC_Q8_0 ? 1 : 4; }
+static inline int32_t bc_scale_size(int32_t type) { return type == BC_Q8_0 ? 2 : 0; }
+
+/* A block of BC_KEYS keys or values of one head is cut into groups of 32 dimensions: a row of scales of the 32 keys (f16, Q8_0
+ * only), then numbers, those of keys as [dimension][32 keys], those of values as [32 keys][dimension]. The last group of
+ * keys is as short as it is, that of values is padded to 16 or 32 dimensions with zeros. */
+static inline int64_t bc_key_block_bytes(int32_t type, int64_t head_dim)
+{
+    return BC_KEYS * (head_dim * bc_cached_size(type) + bc_round_up(head_dim, BC_GROUP) / BC_GROUP * bc_scale_size(type));
+}
+
+static inline int64_t bc_value_block_bytes(int32_t type, int64_t head_dim) { return bc_key_block_bytes(type, bc_round_up(head_dim, 16)); }
+
+/* floats of what a query has of a segment: sums [v_stride] of weights * values, sum of weights, largest score, padding */
+static inline int64_t bc_part_floats(int64_t v_stride) { return v_stride + 16; }
+
+/* queries that may go along in one call */
+static inline int32_t bc_max_queries(int64_t head_dim)
+{
+    return (int32_t)bc_min(BC_QUERIES, BC_PARTS_FLOATS / bc_part_floats(bc_round_up(head_dim, 16)));
+}
+
 /* the bytes of one token as digits (float_q6_k.h), and of the tokens of one pass */
 static inline int64_t bc_digits_bytes(int64_t cols) { return bc_round_up(cols * 3 + cols / 16 * 6 + 4, 64); }
 static inline int64_t bc_dense_work(int64_t cols) { return bc_digits_bytes(bc_round_up(cols, 256)) * BC_DENSE_TOKENS; }
@@ -138,8 +171,6 @@ static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)
 {
     return i / BC_TILE_ROWS * n * BC_TILE_ROWS + k / 4 * BC_TILE_ROWS * 4 + i % BC_TILE_ROWS * 4 + k % 4;
 }
-
-static inline int64_t bc_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* one row of a table of ternary types; needs ISA and BC_ISA_NAME */
 #define BC_TERNARY(type, prefix, panel_end, row_step, prepare)                                                        \

@@ -34,9 +34,8 @@ class Memory:
 
 def memory_of(hp: Hyperparameters, tensors: int, context: int, cache_type: str = "f16") -> Memory:
     """Return what a model with `tensors` bytes of weights takes."""
-    padded = -(-context // _kernels.KEYS) * _kernels.KEYS
-    value_width = -(-hp.head_dim // 16) * 16
-    cache = padded * hp.n_layers * hp.n_kv_heads * (hp.head_dim + value_width) * (4 if cache_type == "f32" else 2)
+    block = _kernels.cache_block_bytes(hp.head_dim, _kernels.CACHE_TYPES[cache_type])
+    cache = -(-context // _kernels.KEYS) * hp.n_layers * hp.n_kv_heads * block
     scratch = scratch_bytes(hp, largest_batch(hp))
     return Memory(context, tensors, cache_type, cache, context * hp.head_dim * 4, scratch)
 

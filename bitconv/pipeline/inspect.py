@@ -95,6 +95,7 @@ def inspect(
     *,
     count_weights: bool = False,
     context: int | None = None,
+    cache_type: str = "f16",
     isa: str | None = None,
     kernel_config: str | None = None,
     i2s_layout: str | None = None,
@@ -103,7 +104,8 @@ def inspect(
     """Describe a GGUF file; InputError, FormatError or UnsupportedError when its header cannot be read.
 
     count_weights: read every ternary matrix, for its scale and the shares of its weights. context: positions that
-    memory is computed for; default: what the model was trained for. isa: whose kernels to name; default: the best.
+    memory is computed for; default: what the model was trained for. cache_type: "f16", "f32" or "q8_0", of keys and
+    values. isa: whose kernels to name; default: the best.
     kernel_config, i2s_layout: for files that do not state them. progress(done, total): bytes of tensors.
     """
     from bitconv import _kernels
@@ -131,7 +133,7 @@ def inspect(
             types=_type_rows(gguf, isa),
             tensors=[census.row(i) if count_weights else _row(i) for i in gguf.tensors.values()],
             isa=isa,
-            memory=None if hp is None else memory_of(hp, gguf.tensor_bytes, hp.context if context is None else context),
+            memory=hp and memory_of(hp, gguf.tensor_bytes, hp.context if context is None else context, cache_type),
             memory_available=machine.available_memory(),
         )
 

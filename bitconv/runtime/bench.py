@@ -15,7 +15,6 @@ import numpy as np
 from bitconv import _kernels
 from bitconv.errors import InputError
 from bitconv.runtime.limits import Limits, Machine
-from bitconv.runtime.model import CACHE_TYPES
 from bitconv.tensor_types import tensor_type
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ class KernelRow:
 
 def cache_bytes(model: Model, n_gen: int, depth: int) -> float:
     """Bytes of keys and values that a token reads on average, of n_gen generated after `depth` others."""
-    block = model.engine.cache_bytes(_kernels.KEYS, CACHE_TYPES[model.cache_type])
+    block = model.engine.cache_bytes(_kernels.KEYS, _kernels.CACHE_TYPES[model.cache_type])
     return (depth + (n_gen + 1) / 2) * block / _kernels.KEYS
 
 

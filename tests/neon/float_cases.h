@@ -81,72 +81,95 @@ static void check_rope(const bc_isa *isa)
     report(isa, "rope");
 }
 
+static const int32_t cache_types[] = {BC_F16, BC_F32, BC_Q8_0};
+
 static void check_store_kv(const bc_isa *isa)
 {
     static const int32_t dims[] = {2, 4, 6, 18, 64, 100, 128};
     for (int repeat = 0; repeat < 40; repeat++)
         for (int i = 0; i < 7; i++)
-            for (int f32 = 0; f32 < 2; f32++) {
-                const int32_t dim = dims[i], stride = (int32_t)bc_round_up(dim, 16);
+            for (int t = 0; t < 3; t++) {
+                const int32_t dim = dims[i], type = cache_types[t];
                 const int kind = repeat % 2 ? ANY_BITS : NORMAL; /* NaN, too: a conversion has one right result */
-                const int64_t key = random_in(0, 63), bytes = 64 * stride * 4;
-                const float *k = take_floats(dim, dim, kind), *v = take_floats(dim, dim, kind);
+                const int64_t key = random_in(0, 63), bytes = 2 * bc_value_block_bytes(type, dim);
+                float *k = take_floats(dim, dim, kind), *v = take_floats(dim, dim, kind);
+                for (int d = 0; d < dim && repeat % 4 == 3; d++) { /* finite, from scales of 0 to those beyond f16 */
+                    const float power = ldexpf(1.0f, repeat * 2 - 60);
+                    k[d] = random_float(power), v[d] = random_float(power);
+                }
                 void *want[2] = {take(bytes), take(bytes)}, *got[2] = {take(bytes), take(bytes)};
-                isa_scalar.store_kv(k, v, dim, stride, f32 ? BC_F32 : BC_F16, key, want[0], want[1]);
-                isa->store_kv(k, v, dim, stride, f32 ? BC_F32 : BC_F16, key, got[0], got[1]);
+                isa_scalar.store_kv(k, v, dim, type, key, want[0], want[1]);
+                isa->store_kv(k, v, dim, type, key, got[0], got[1]);
                 expect(!memcmp(want[0], got[0], (size_t)bytes) && !memcmp(want[1], got[1], (size_t)bytes));
             }
     report(isa, "store_kv");
 }
 
-/* n numbers of a cache; the last `garbage` of every 32 (if any) are any bits */
-static void *take_cache(int64_t n, int32_t type, int garbage)
+/* n halves */
+static uint8_t *take_halves(int64_t n)
 {
-    uint8_t *p = take(n * (type == BC_F32 ? 4 : 2));
+    uint8_t *p = take(n * 2);
     for (int64_t i = 0; i < n; i++) {
-        const float x = i % 32 >= 32 - garbage ? bc_bits_float(random_u32()) : random_float(4.0f);
-        const uint16_t half = bc_f32_to_f16(x);
-        if (type == BC_F32)
-            memcpy(p + 4 * i, &x, 4);
-        else
-            memcpy(p + 2 * i, &half, 2);
+        const uint16_t half = bc_f32_to_f16(random_float(4.0f));
+        memcpy(p + 2 * i, &half, 2);
     }
     return p;
 }
 
+/* Keys and values of n_keys positions; what stands behind them in the last block was stored from any bits. */
+static void take_cache(bc_attention *a, int32_t n_keys)
+{
+    const int64_t n = bc_round_up(n_keys, BC_KEYS);
+    uint8_t *k = take(n / BC_KEYS * bc_key_block_bytes(a->cache_type, a->head_dim));
+    uint8_t *v = take(n / BC_KEYS * bc_value_block_bytes(a->cache_type, a->head_dim));
+    for (int64_t key = 0; key < n; key++) {
+        float x[2][BC_MAX_HEAD_DIM];
+        for (int32_t d = 0; d < 2 * a->head_dim; d++)
+            x[d % 2][d / 2] = key < n_keys ? random_float(8.0f) : bc_bits_float(random_u32());
+        isa_scalar.store_kv(x[0], x[1], a->head_dim, a->cache_type, key, k, v);
+    }
+    a->k = k;
+    a->v = v;
+}
+
+/* The last query sees all keys, the others fewer, down to a third; each segment on its own gives what the whole gives. */
 static void attend_case(const bc_isa *isa, int32_t dim, int32_t n_keys, int32_t n_q, int32_t type, int kind)
 {
-    const int64_t n = bc_round_up(n_keys, BC_KEYS), v_stride = bc_round_up(dim, 16);
-    bc_attention a = {
-        .n_q = n_q, .head_dim = dim, .v_stride = (int32_t)v_stride, .cache_type = type,
-        .k = take_cache(n * dim, type, n == BC_KEYS ? BC_KEYS - n_keys : 0), .v = take_cache(n_keys * v_stride, type, 0),
-        .scale = kind == LARGE ? 50.0f : 0.125f,
-    };
-    bc_attention b = a;
-    for (int i = 0; i < n_q; i++) { /* the last query sees all keys, the others fewer, down to a third */
-        a.n_keys[i] = b.n_keys[i] = n_keys - (n_keys - 1) * (n_q - 1 - i) / 3;
-        a.q[i] = b.q[i] = take_floats(dim, dim, kind == LARGE ? NORMAL : kind);
-        a.out[i] = take(dim * 4), b.out[i] = take(dim * 4);
+    bc_attention a = {.n_q = n_q, .head_dim = dim, .v_stride = (int32_t)bc_round_up(dim, 16), .cache_type = type,
+                      .scale = kind == LARGE ? 50.0f : 0.125f};
+    take_cache(&a, n_keys);
+    for (int i = 0; i < n_q; i++) {
+        a.n_keys[i] = n_keys - (n_keys - 1) * (n_q - 1 - i) / (n_q < 3 ? 3 : n_q * 3 / 2);
+        a.q[i] = take_floats(dim, dim, kind == LARGE ? NORMAL : kind);
+        a.out[i] = take(dim * 4);
     }
+    bc_attention b = a, c = a;
+    for (int i = 0; i < n_q; i++)
+        b.out[i] = take(dim * 4), c.out[i] = take(dim * 4);
     isa_scalar.attend(&a);
     isa->attend(&b);
+    const int64_t ld = n_q * bc_part_floats(a.v_stride), segments = (n_keys + BC_SEGMENT - 1) / BC_SEGMENT;
+    float *parts = take(segments * ld * 4);
+    for (int64_t i = segments - 1; i >= 0; i--)
+        isa->attend_segment(&c, (int32_t)i, parts + i * ld);
+    isa->merge_segments(&c, parts, ld);
     int same = 1;
     for (int i = 0; i < n_q; i++)
-        same &= same_floats(a.out[i], b.out[i], dim);
+        same &= same_floats(a.out[i], b.out[i], dim) && same_floats(a.out[i], c.out[i], dim);
     expect(same);
 }
 
 static void check_attend(const bc_isa *isa)
 {
-    static const int32_t dims[] = {2, 20, 64, 72, 128}, keys[] = {1, 3, 31, 32, 33, 100};
+    static const int32_t dims[] = {2, 20, 64, 72, 128}, keys[] = {1, 3, 32, 33, 100, 300};
     static const int kinds[] = {NORMAL, LARGE, ZEROS, ONE_NAN};
     for (int d = 0; d < 5; d++)
         for (int k = 0; k < 6; k++)
             for (int i = 0; i < 4; i++)
-                for (int32_t n_q = 1; n_q <= BC_QUERIES; n_q++) {
-                    attend_case(isa, dims[d], keys[k], n_q, BC_F16, kinds[i]);
-                    attend_case(isa, dims[d], keys[k], n_q, BC_F32, kinds[i]);
-                }
+                for (int32_t n_q = 1; n_q <= BC_QUERIES; n_q += 1 + n_q / 4)
+                    for (int t = 0; t < 3; t++)
+                        attend_case(isa, dims[d], keys[k], n_q, cache_types[t], kinds[i]);
+    attend_case(isa, BC_MAX_HEAD_DIM, 600, bc_max_queries(BC_MAX_HEAD_DIM), BC_F16, NORMAL);
     report(isa, "attend");
 }
 

@@ -21,7 +21,7 @@ static int32_t random_in(int32_t low, int32_t high) { return low + (int32_t)(ran
 static float random_float(float size) { return ((float)random_in(-1000000, 1000000) / 1000000) * size; }
 
 /* zeroed memory whose last byte is the last of a page, the next page being out of bounds; free it with release() */
-enum { MAX_BLOCKS = 64 };
+enum { MAX_BLOCKS = 128 };
 static struct { void *at; size_t bytes; } blocks[MAX_BLOCKS];
 static int n_blocks;
 
