@@ -124,7 +124,7 @@ def test_memory_is_what_the_engine_takes(tmp_path: Path, family: str, context: i
     with open_gguf(path) as gguf:
         assert memory.tensors == sum(info.nbytes for info in gguf.tensors.values())
     assert memory.rotary == memory.context * model.hyperparameters.head_dim // 2 * 4 * 2
-    assert memory.scratch == model.engine.scratch_bytes(largest_batch(model.hyperparameters, 1))
+    assert memory.scratch == model.engine.scratch_bytes(largest_batch(model.hyperparameters), 1)
     assert memory.total == memory.tensors + memory.keys_and_values + memory.rotary + memory.scratch
 
 

@@ -32,8 +32,10 @@ class Memory:
         return self.tensors + self.keys_and_values + self.rotary + self.scratch
 
 
-def memory_of(hp: Hyperparameters, tensors: int, context: int, cache_type: str = "f16") -> Memory:
-    """Return what a model with `tensors` bytes of weights takes."""
+def memory_of(hp: Hyperparameters, tensors: int, context: int | None = None, cache_type: str = "f16") -> Memory:
+    """Return what a model with `tensors` bytes of weights takes. context: default, what the model was trained for."""
+    if context is None:
+        context = hp.context
     block = _kernels.cache_block_bytes(hp.head_dim, _kernels.CACHE_TYPES[cache_type])
     cache = -(-context // _kernels.KEYS) * hp.n_layers * hp.n_kv_heads * block
     scratch = scratch_bytes(hp, largest_batch(hp))

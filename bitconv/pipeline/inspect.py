@@ -133,7 +133,7 @@ def inspect(
             types=_type_rows(gguf, isa),
             tensors=[census.row(i) if count_weights else _row(i) for i in gguf.tensors.values()],
             isa=isa,
-            memory=hp and memory_of(hp, gguf.tensor_bytes, hp.context if context is None else context, cache_type),
+            memory=memory_of(hp, gguf.tensor_bytes, context, cache_type) if hp else None,
             memory_available=machine.available_memory(),
         )
 
