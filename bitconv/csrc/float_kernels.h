@@ -116,7 +116,10 @@ static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, fl
         const float *p = ISA(lanes_at)(x, i, n, tmp);
         for (int v = 0; v < NV; v++)
             *sum += ISA(vf_store_i8)(codes + v * VL, ISA(vf_round)(ISA(vf_mul)(ISA(vf_load)(p + v * VL), s)));
-        memcpy(q + i, codes, (size_t)bc_min(n - i, BC_LANES));
+        if (n - i >= BC_LANES)
+            memcpy(q + i, codes, BC_LANES); /* of a size that compilers know */
+        else
+            memcpy(q + i, codes, (size_t)(n - i));
     }
     memset(q + n, 0, (size_t)(n_pad - n));
     return 0;

@@ -49,7 +49,7 @@ typedef struct {
 
 /* working memory for one batch, laid out by bc_scratch_layout */
 typedef struct {
-    float *x, *x_next, *normed, *qkv, *attended, *gate, *up, *scale;
+    float *x, *x_next, *normed, *qkv, *attended, *gate, *scale;
     int32_t *sum;
     int8_t *codes, *tiles;
     uint8_t *own; /* [thread][own_bytes], what each thread makes for itself */
@@ -109,12 +109,11 @@ static int64_t bc_scratch_layout(const bc_model *m, int64_t n, int32_t threads, 
     BC_TAKE(qkv, n * bc_qkv_width(m) * 4);
     BC_TAKE(attended, n * bc_round_up(bc_attention_width(m), BC_LANES) * 4);
     BC_TAKE(gate, n * ffn * 4);
-    BC_TAKE(up, n * ffn * 4);
     BC_TAKE(scale, n * 4);
     BC_TAKE(sum, n * 4);
     BC_TAKE(codes, n * bc_widest(m));
     BC_TAKE(tiles, (n + BC_MAX_TILE) * bc_widest(m));
-    s->own_bytes = bc_dense_work(bc_widest(m)) + (BC_GEMM_TOKENS - 1) * (bc_own_token(m) + bc_tables_bytes(m));
+    s->own_bytes = bc_dense_work(bc_widest(m)) + 2 * BC_GATED_FLOATS * 4 + (BC_GEMM_TOKENS - 1) * (bc_own_token(m) + bc_tables_bytes(m));
     BC_TAKE(own, threads * s->own_bytes);
 #undef BC_TAKE
     return at;
@@ -168,9 +167,10 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
     const bc_scratch *s = &run->s;
     const int64_t cols = bc_site_width(m, site), stride = bc_round_up(cols, 128), n = run->batch->n;
     uint8_t *own = s->own + thread->index * s->own_bytes;
-    *in = (bc_input){n, cols, stride, s->normed, bc_round_up(cols, BC_LANES), s->codes, s->tiles, s->scale, s->sum, NULL, own};
+    *in = (bc_input){n, cols, stride, s->normed, bc_round_up(cols, BC_LANES), s->codes, s->tiles, s->scale, s->sum, NULL, own, NULL};
+    own += bc_dense_work(bc_widest(m));
+    in->gated = (float *)own, own += 2 * BC_GATED_FLOATS * 4;
     if (n < BC_GEMM_TOKENS) {
-        own += bc_dense_work(bc_widest(m));
         in->x = (float *)own, own += (BC_GEMM_TOKENS - 1) * bc_widest(m) * 4;
         in->codes = (int8_t *)own, own += (BC_GEMM_TOKENS - 1) * bc_widest(m);
         in->scale = (float *)own, in->sum = (int32_t *)(in->scale + BC_GEMM_TOKENS), own += (BC_GEMM_TOKENS - 1) * 64;
@@ -195,7 +195,7 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
 
 static bc_linear bc_linear_of(const bc_model *m, const bc_matrix *w, float *out, int64_t ldo, const float *residual)
 {
-    const bc_linear l = {w, bc_is_dense(w->type) ? NULL : bc_find_ternary(m->isa, w->type), -1, out, ldo, residual};
+    const bc_linear l = {w, bc_is_dense(w->type) ? NULL : bc_find_ternary(m->isa, w->type), -1, out, ldo, residual, 0, 0};
     return l;
 }
 
@@ -367,7 +367,7 @@ static void bc_layer_forward(bc_run *run, bc_thread *thread, int32_t layer)
 
     bc_linear gate_up[] = {
         bc_linear_of(m, &l->gate, s->gate, ld_ffn, NULL),
-        bc_linear_of(m, &l->up, s->up, ld_ffn, NULL),
+        bc_linear_of(m, &l->up, NULL, 0, NULL), /* only its product with the gate leaves a task */
     };
     bc_site(run, thread, layer, BC_SITE_FFN, s->x_next, ldx, l->ffn_norm, gate_up, 2, m->relu2 ? m->isa->relu2_mul : m->isa->silu_mul);
     bc_linear down = bc_linear_of(m, &l->down, s->x, ldx, s->x_next);

@@ -11,7 +11,9 @@ enum {
     BC_TASKS = 8,         /* of one product, for each thread: a thread that loses its core leaves little undone */
     BC_TABLE_BYTES = 16,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
+    BC_GATED_FLOATS = BC_TOKEN_BLOCK * BC_PANEL_ROWS, /* of one product in a task of bc_apply_gated, prefill or decode */
 };
+_Static_assert((int)BC_GATED_FLOATS >= (BC_GEMM_TOKENS - 1) * BC_MAX_ROWS, "a decode task is larger than a prefill task");
 
 /* the inputs of a site: n rows of cols features, as float32 for dense weights and as int8 codes for ternary ones */
 typedef struct {
@@ -24,6 +26,7 @@ typedef struct {
     int32_t *sum;                  /* [n]; the sum of the codes */
     uint8_t *tables;               /* this thread's, [BC_MAX_LINEARS][BC_GEMM_TOKENS - 1][codes_stride * BC_TABLE_BYTES] for decode */
     uint8_t *work;                 /* this thread's, bc_dense_work(cols) bytes */
+    float *gated;                  /* this thread's, [2][BC_GATED_FLOATS] */
 } bc_input;
 
 /* out[t][row] = W x_t, plus residual[t][row] when there is one */
@@ -34,7 +37,10 @@ typedef struct {
     float *out;
     int64_t ldo;
     const float *residual; /* the same stride as out; never the same memory */
+    int64_t out_token, out_row; /* where out begins: with the first of all, or with those of one task */
 } bc_linear;
+
+static inline float *bc_out(const bc_linear *l, int64_t t, int64_t row) { return l->out + (t - l->out_token) * l->ldo + (row - l->out_row); }
 
 /* Tokens of the next register tile. Only the last is not 6, and it may be padded (5 -> 6, 3 -> 4, 1 -> 2), so a tile
  * starts at every sixth token and none crosses a block of BC_TOKEN_BLOCK. */
@@ -57,7 +63,7 @@ static inline void bc_finish(const bc_isa *isa, const bc_linear *l, const bc_inp
                              const int32_t *sum, int32_t minus)
 {
     const float *residual = l->residual ? l->residual + t * l->ldo + row : NULL;
-    isa->finish(sum, n, minus, in->scale[t], l->w->scale, residual, l->out + t * l->ldo + row);
+    isa->finish(sum, n, minus, in->scale[t], l->w->scale, residual, bc_out(l, t, row));
 }
 
 static inline int bc_uses_gemm(const bc_linear *l, const bc_input *in) { return l->ternary && in->n >= BC_GEMM_TOKENS; }
@@ -110,12 +116,12 @@ static inline int64_t bc_row_step(const bc_linear *l) { return l->ternary ? l->t
 
 static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1, int64_t t0, int64_t n)
 {
-    float *out = l->out + t0 * l->ldo;
-    isa->dense(l->w, row0, row1, in->x + t0 * in->ldx, in->ldx, n, out + row0, l->ldo, in->work);
+    float *out = bc_out(l, t0, row0);
+    isa->dense(l->w, row0, row1, in->x + t0 * in->ldx, in->ldx, n, out, l->ldo, in->work);
     if (l->residual)
         for (int64_t t = 0; t < n; t++)
-            for (int64_t r = row0; r < row1; r++)
-                out[t * l->ldo + r] += l->residual[(t0 + t) * l->ldo + r];
+            for (int64_t r = 0; r < row1 - row0; r++)
+                out[t * l->ldo + r] += l->residual[(t0 + t) * l->ldo + row0 + r];
 }
 
 static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
@@ -145,7 +151,7 @@ static void bc_run_tiles(const bc_isa *isa, const bc_linear *l, const bc_input *
                 (ends ? next : l)->ternary->prefetch(ahead, ends ? next_row0 : row0, next_k0, next_k1, i);
             if (ends)
                 for (int64_t i = t; i < bc_min(t + tile, n); i++)
-                    __builtin_prefetch(l->out + (t0 + i) * l->ldo + row0 + half * BC_TILE_ROWS, 1);
+                    __builtin_prefetch(bc_out(l, t0 + i, row0 + half * BC_TILE_ROWS), 1);
             isa->tile(panel + half * (k1 - k0) * BC_TILE_ROWS, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile, k1 - k0,
                       acc[half] + t * BC_TILE_ROWS);
             t += tile;
@@ -221,7 +227,8 @@ static void bc_apply(const bc_isa *isa, bc_thread *thread, const bc_linear *line
     }
 }
 
-/* The step of the feed-forward gate: the products gate and up of the same rows, then out of gate = product(gate, up). */
+/* The step of the feed-forward gate: the products gate and up of the same rows, which stay in the core's cache, then
+ * out of gate = product(gate, up). */
 static void bc_apply_gated(const bc_isa *isa, bc_thread *thread, const bc_linear *gate, const bc_linear *up, const bc_input *in,
                            void (*product)(const float *, const float *, int64_t, float *))
 {
@@ -233,16 +240,20 @@ static void bc_apply_gated(const bc_isa *isa, bc_thread *thread, const bc_linear
     for (int64_t task = thread->index; task < cut.row_tasks * cut.token_tasks; task = bc_later_task(thread)) {
         const int64_t row0 = task % cut.row_tasks * cut.rows, row1 = bc_min(row0 + cut.rows, rows);
         const int64_t t0 = task / cut.row_tasks * BC_TOKEN_BLOCK, next_row0 = (task + thread->size) % cut.row_tasks * cut.rows;
+        bc_linear parts[2] = {*gate, *up};
+        for (int i = 0; i < 2; i++) {
+            parts[i].out = in->gated + i * BC_GATED_FLOATS;
+            parts[i].ldo = bc_round_up(row1 - row0, BC_LANES);
+            parts[i].out_token = t0, parts[i].out_row = row0;
+        }
         if (in->n < BC_GEMM_TOKENS)
             bc_begin(up, row0, cut.rows);
-        bc_rows_task(isa, gate, in, row0, row1, t0, up, row0);
+        bc_rows_task(isa, parts, in, row0, row1, t0, parts + 1, row0);
         if (in->n < BC_GEMM_TOKENS)
             bc_begin(gate, next_row0, cut.rows);
-        bc_rows_task(isa, up, in, row0, row1, t0, gate, next_row0);
-        for (int64_t t = t0; t < bc_min(t0 + BC_TOKEN_BLOCK, in->n); t++) {
-            float *y = gate->out + t * gate->ldo + row0;
-            product(y, up->out + t * up->ldo + row0, row1 - row0, y);
-        }
+        bc_rows_task(isa, parts + 1, in, row0, row1, t0, parts, next_row0);
+        for (int64_t t = t0; t < bc_min(t0 + BC_TOKEN_BLOCK, in->n); t++)
+            product(bc_out(parts, t, row0), bc_out(parts + 1, t, row0), row1 - row0, bc_out(gate, t, row0));
     }
 }
 
