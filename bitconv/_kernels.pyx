@@ -5,6 +5,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 import contextlib
+import math
 import mmap
 
 import numpy as np
@@ -346,6 +347,9 @@ cdef class Engine:
         l.q, l.k, l.v = self.matrix(q, q_width, hidden), self.matrix(k, kv_width, hidden), self.matrix(v, kv_width, hidden)
         l.output = self.matrix(output, hidden, q_width)
         l.gate, l.up, l.down = self.matrix(gate, ffn, hidden), self.matrix(up, ffn, hidden), self.matrix(down, hidden, ffn)
+        # a task takes the same rows of both, so it takes whole tiles of both
+        if math.lcm(max(l.gate.tile_rows, 1), max(l.up.tile_rows, 1), BC_LANES) > BC_MAX_ROWS:
+            raise ValueError(f"tiles of {l.gate.tile_rows} and {l.up.tile_rows} rows in the two matrices of a gate")
 
     def weight_bytes(self) -> int:
         """Bytes of the matrices that each decoded token reads: those of the layers, and the head."""

@@ -119,3 +119,21 @@ def test_load_copies_no_weights(files, name, tmp_path):
     private, weights = map(int, subprocess.run(run, capture_output=True, text=True, check=True).stdout.split())
     assert weights > 10 << 20
     assert private < 0.05 * weights
+
+
+def test_gate_and_up_whose_tiles_do_not_go_together_are_refused(tmp_path):
+    source = make_checkpoint(tmp_path / "hf", family="bitnet_silu", form="master", **{**SHAPE, "ffn": 3072})
+    names = ("tl1", "tl2")
+    paths = [tmp_path / f"{name}.gguf" for name in names]
+    for name, path, tile in zip(names, paths, ("1024,64,32", "96,96"), strict=True):
+        bitconv.convert(source, path, type=name, kernel_config=f"{name}:3072,256,{tile}", fallback="error")
+    models = [bitconv.load(path) for path in paths]
+    engine, layer = models[0].engine, {}
+    for name in ("q", "k", "v", "output"):
+        layer[name] = models[0].weight(f"blk.0.attn_{name}")
+    norms = {name: np.ones(3072 if name == "ffn_sub_norm" else 256, np.float32) for name in
+             ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")}  # fmt: skip
+    layer |= {"gate": models[0].weight("blk.0.ffn_gate"), "down": models[0].weight("blk.0.ffn_down")}
+    engine.set_layer(0, **norms, **layer, up=models[0].weight("blk.0.ffn_up"))
+    with pytest.raises(ValueError, match="tiles of 1024 and 96 rows"):
+        engine.set_layer(0, **norms, **layer, up=models[1].weight("blk.0.ffn_up"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bitconv import _kernels
-from bitconv.errors import FormatError, InputError, ResourceError
+from bitconv.errors import FormatError, InputError, ResourceError, UnsupportedError
 from bitconv.formats.gguf import GgufFile, open_gguf
 from bitconv.formats.vocabulary import Vocabulary, read_vocabulary
 from bitconv.models import LINEARS, Hyperparameters, read_gguf
@@ -112,6 +112,12 @@ class Model:
         for n in range(hp.n_layers):
             linears = {name: weights.linear(f"blk.{n}.{name}.weight") for name in LINEARS}
             ternary |= {f"blk.{n}.{name}" for name, w in linears.items() if _kernels.kernel_names(self.isa, w[3])}
+            gate, up = (linears[name][5][0] or 1 for name in ("ffn_gate", "ffn_up"))
+            if math.lcm(gate, up) > _kernels.MAX_TILE_ROWS:
+                raise UnsupportedError(
+                    f"{self.path}: blk.{n}.ffn_gate and ffn_up have tiles of {gate} and {up} rows, which do not go "
+                    "together\nrewrite the file with `bitconv quantize`"
+                )
             engine.set_layer(
                 n,
                 attn_norm=weights.norm(f"blk.{n}.attn_norm.weight"),
