@@ -21,10 +21,11 @@ NGRAM = 3
 """Tokens that must have stood together before."""
 
 # (at least so many tokens agree with earlier ones, draft so many). A pass begins with the token that is already
-# certain, so these are passes of 3 and 12. Measured in decode steps (0.7B layout, one thread, I2_S and TL2 on AVX2 and
-# AVX-512): up to 3 tokens the engine multiplies token by token while the weights are in the cache; 3 cost 1.7 to 2.0.
-# From 4 on it unpacks panels for tiles of 6 tokens: 4 cost 3.5, 6 cost 4.2, 10 cost 5.7, 12 cost 6.2. So the lengths
-# between lose, and the long one pays only where nearly all of it is right, which a long agreement foretells.
+# certain, so these are passes of 3 and 12. Measured in decode steps with the logits of all tokens (0.7B layout, one and
+# two threads, I2_S and TL2 on AVX2 and AVX-512): up to 7 tokens the engine multiplies token by token while the weights
+# are in the cache; 3 cost 1.8 to 2.6, 4 cost 2.2 to 3.1, 6 cost 3.2 to 4.8. From 8 on it unpacks panels: 12 cost 5.1 to
+# 7.6. A draft must be right for the better part to gain; the long one pays where nearly all of it is, which a long
+# agreement foretells.
 DRAFTS = ((4, 2), (24, 11))
 
 
