@@ -55,9 +55,10 @@ def main() -> None:
             machine.refresh(model.threads)
     limits, step = machine.limits(model.threads), statistics.median(seconds)
     nbytes = model.engine.weight_bytes()
-    print(f"{args.n_gen} tokens on {model.threads} threads: median {1 / step:.3f}, best {1 / min(seconds):.3f} tokens/s")
-    print(f"{nbytes / step / 1e9:.1f} GB/s of {limits.read / 1e9:.1f} ({nbytes / step / limits.read:.2f}); median of the")
-    print(f"rounds between tokens {limits.read_median / 1e9:.1f} ({nbytes / step / limits.read_median:.2f})")
+    print(f"{args.n_gen} tokens on {model.threads} threads, median {1 / step:.3f}, best {1 / min(seconds):.3f} a second")
+    speed = nbytes / step
+    print(f"{speed / 1e9:.1f} GB/s of {limits.read / 1e9:.1f} ({speed / limits.read:.2f}); of the median of the rounds")
+    print(f"between tokens, {limits.read_median / 1e9:.1f}: {speed / limits.read_median:.2f}")
     pages = nbytes / mmap.PAGESIZE
     print(f"major faults a token: median {statistics.median(faults):.0f}, most {max(faults)}, of {pages:.0f} pages")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -2,7 +2,7 @@
  *
  * Widening six-bit weights to floats takes longer than reading them, so the activations become integers instead: 23 bits
  * with one power of two per token, x = (65536 * digit0 + 256 * digit1 + digit2) / 2^e, each digit an int8. No activation is
- * moved by more than 2^-23 of the largest one, which is less than float32 sums lose.
+ * moved by more than 2^-22 of the largest one.
  *
  *   digits of one token: [3][cols] int8 | [3][cols / 16] int16, the sums of 16 digits | the float 1 / 2^e
  *

@@ -190,8 +190,9 @@ static void check_dense(const bc_isa *isa)
                     float *x = take(n * ldx * 4), *want = take(n * rows * 4), *got = take(n * rows * 4);
                     for (int64_t t = 0; t < n; t++)
                         memcpy(x + t * ldx, take_floats(cols, cols, kind), (size_t)cols * 4);
-                    isa_scalar.dense(&w, 1, rows, x, ldx, n, want, rows);
-                    isa->dense(&w, 1, rows, x, ldx, n, got, rows);
+                    uint8_t *work = take(bc_round_up(bc_dense_work(cols), 64));
+                    isa_scalar.dense(&w, 1, rows, x, ldx, n, want, rows, work);
+                    isa->dense(&w, 1, rows, x, ldx, n, got, rows, work);
                     expect(same_floats(want, got, n * rows));
                 }
         report(isa, dense[i].name);

@@ -78,7 +78,7 @@ static int run_passes(const bc_model *m, int32_t cache_type, float *logits)
                                 .n_logits = parts[part], .logit_rows = rows, .logits = logits + done * VOCABULARY};
         bc_scratch layout;
         int32_t bad;
-        bc_forward(m, &cache, &batch, take(bc_scratch_layout(m, batch.n, NULL, &layout)), 1, &bad);
+        bc_forward(m, &cache, &batch, take(bc_scratch_layout(m, batch.n, 1, NULL, &layout)), 1, &bad);
         any |= bad != INT32_MAX;
     }
     return any;
