@@ -55,7 +55,7 @@ def main() -> None:
             machine.refresh(model.threads)
     limits, step = machine.limits(model.threads), statistics.median(seconds)
     nbytes = model.engine.weight_bytes()
-    print(f"{args.n_gen} tokens on {model.threads} threads, median {1 / step:.3f}, best {1 / min(seconds):.3f} a second")
+    print(f"{args.n_gen} tokens on {model.threads} threads, median {1 / step:.3f}, best {1 / min(seconds):.3f} tok/s")
     speed = nbytes / step
     print(f"{speed / 1e9:.1f} GB/s of {limits.read / 1e9:.1f} ({speed / limits.read:.2f}); of the median of the rounds")
     print(f"between tokens, {limits.read_median / 1e9:.1f}: {speed / limits.read_median:.2f}")

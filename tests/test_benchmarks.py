@@ -52,5 +52,5 @@ def test_the_conversion_is_measured_and_nothing_left_behind(tmp_path: Path) -> N
     assert list(rows) == ["cp", "bitconv i2_s", "bitconv tl2"]
     for name, numbers in rows.items():
         assert len(numbers) == (3 if name == "cp" else 4 + 2)  # seconds, MB/s, peak; median ratio, ratio of each run
-        assert all(float(number) > 0 for number in numbers)
+        assert all(float(number) >= 0 for number in numbers)  # 0.00 beside a copy of so little
     assert not list(tmp_path.iterdir())

@@ -239,7 +239,7 @@ def test_metadata_names_everything_a_runtime_needs(tmp_path):
             "llama.attention.value_length": (20, "u32"), "llama.rope.freq_base": (123456.0, "f32"),
             "llama.attention.layer_norm_rms_epsilon": (float(np.float32(3e-6)), "f32"),
             "llama.hidden_activation": ("silu", "str"), "bitconv.version": (bitconv.__version__, "str"),
-            "bitconv.i2_s.layout": ("x86-128", "str"),
+            "bitconv.i2_s.layout": ("x86-128", "str"), "bitconv.tokenizer_json_is_expressed": (True, "bool"),
         }  # fmt: skip
         found = {key: (gguf.metadata[key], gguf.metadata_types[key]) for key in expected}
         assert found == expected

@@ -14,7 +14,7 @@ import bitconv
 from bitconv import _kernels
 from bitconv.errors import BitconvWarning, UnsupportedError
 from bitconv.formats.gguf import TensorInfo
-from bitconv.runtime import bench
+from bitconv.runtime import limits
 from bitconv.tensor_types import tensor_type
 from tests.checkpoints import make_checkpoint
 from tests.ternary_files import arm64, as_if_foreign, x4
@@ -43,8 +43,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The machine is not measured, and text.txt is in the current folder."""
-    monkeypatch.setattr(bench, "measure_limits", lambda threads, isa: bench.Limits(threads, 1e9, 1e9))
+    """The machine is measured with small buffers, and text.txt is in the current folder."""
+    monkeypatch.setattr(limits, "cache_bytes", lambda: 1 << 18)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("ab cd " * 100)
 

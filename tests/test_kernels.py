@@ -195,8 +195,8 @@ def test_integer_activations_of_q6_k_change_nothing_that_counts():
     x[0, 7] = 40.0  # an outlier takes digits from the others
     got = _kernels.dense(data, rows, cols, 14, x, ISAS[0])[0]
     exact = weights @ x[0].astype(np.float64)
-    # an activation is rounded to 2^-22 of the power of two above the largest, 64 / 2^22: an error of 4.4e-6 rms beside a
-    # deviation of 1, and the largest of 3000 sums lies within five of its deviations
+    # an activation is rounded to 2^-22 of the power of two above the largest, 64 / 2^22: an error of 4.4e-6 rms beside
+    # a deviation of 1, and the largest of 3000 sums lies within five of its deviations
     assert np.abs(got - exact).max() < 3e-5 * exact.std()
 
 

@@ -1,0 +1,135 @@
+/* The steps of attention: rotation and the way into the cache, and which thread takes which queries and keys. */
+#ifndef BITCONV_ATTEND_H
+#define BITCONV_ATTEND_H
+
+#include "model.h"
+
+/* the blocks of one head in the cache */
+static void *bc_head_keys(const bc_run *run, int32_t sequence, int32_t layer, int32_t head)
+{
+    const int64_t index = ((int64_t)sequence * run->model->n_layers + layer) * run->model->n_kv_heads + head;
+    return run->cache->k + index * (run->cache->n_ctx / BC_KEYS) * bc_key_block_bytes(run->cache->type, run->model->head_dim);
+}
+
+static void *bc_head_values(const bc_run *run, int32_t sequence, int32_t layer, int32_t head)
+{
+    const int64_t index = ((int64_t)sequence * run->model->n_layers + layer) * run->model->n_kv_heads + head;
+    return run->cache->v + index * (run->cache->n_ctx / BC_KEYS) * bc_value_block_bytes(run->cache->type, run->model->head_dim);
+}
+
+/* RoPE on the queries and keys of one key/value head and its query heads; keys and values go to the cache. */
+static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
+{
+    const bc_model *m = run->model;
+    const bc_batch *b = run->batch;
+    const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
+    for (int64_t task; (task = bc_next_task(thread)) < b->n * m->n_kv_heads;) {
+        const int64_t t = task / m->n_kv_heads;
+        const int32_t head = (int32_t)(task % m->n_kv_heads);
+        float *q = run->s.qkv + t * bc_qkv_width(m), *k = q + bc_attention_width(m) + (int64_t)head * dim;
+        const float *v = k + (int64_t)m->n_kv_heads * dim;
+        const float *cos = run->cache->cos + (int64_t)b->position[t] * (dim / 2);
+        const float *sin = run->cache->sin + (int64_t)b->position[t] * (dim / 2);
+        for (int32_t i = 0; i < group; i++)
+            m->isa->rope(q + (int64_t)(head * group + i) * dim, cos, sin, dim, m->interleaved);
+        m->isa->rope(k, cos, sin, dim, m->interleaved);
+        m->isa->store_kv(k, v, dim, run->cache->type, b->position[t], bc_head_keys(run, b->sequence[t], layer, head),
+                         bc_head_values(run, b->sequence[t], layer, head));
+    }
+    bc_barrier(thread);
+}
+
+/* Query heads that share a key/value head, of all tokens of the batch, are cut into groups of nearly equal sizes. */
+typedef struct {
+    int64_t queries, groups; /* of each key/value head */
+    int64_t ld;              /* floats of the parts of one group and segment */
+    int64_t segments;        /* of the longest sequence */
+} bc_queries;
+
+static bc_queries bc_group_queries(const bc_model *m, int64_t n, int64_t n_keys)
+{
+    const int64_t most = bc_max_queries(m->head_dim), queries = n * (m->n_heads / m->n_kv_heads);
+    return (bc_queries){queries, (queries + most - 1) / most, bc_min(most, queries) * bc_part_floats(bc_value_stride(m)),
+                        (n_keys + BC_SEGMENT - 1) / BC_SEGMENT};
+}
+
+/* Floats of bc_cache.parts for n tokens of which the last sees n_keys: 0 where groups are tasks enough for the threads. */
+static int64_t bc_split_floats(const bc_model *m, int64_t n, int64_t n_keys, int32_t threads)
+{
+    const bc_queries g = bc_group_queries(m, n, n_keys);
+    const int64_t tasks = g.groups * m->n_kv_heads;
+    return tasks <= BC_MAX_SPLIT && tasks < 4 * threads && g.segments > 1 ? tasks * g.segments * g.ld : 0;
+}
+
+/* The queries of a group from *query on that belong to one sequence; moves *query behind them. */
+static bc_attention bc_next_queries(const bc_run *run, int32_t layer, int32_t head, int64_t *query, int64_t last)
+{
+    const bc_model *m = run->model;
+    const bc_batch *b = run->batch;
+    const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
+    const int32_t sequence = b->sequence[*query / group];
+    bc_attention a = {
+        .head_dim = dim, .v_stride = (int32_t)bc_value_stride(m), .cache_type = run->cache->type, .scale = m->attention_scale,
+        .k = bc_head_keys(run, sequence, layer, head), .v = bc_head_values(run, sequence, layer, head),
+    };
+    for (; *query < last && b->sequence[*query / group] == sequence; ++*query, a.n_q++) {
+        const int64_t t = *query / group, at = ((int64_t)head * group + *query % group) * dim;
+        a.q[a.n_q] = run->s.qkv + t * bc_qkv_width(m) + at;
+        a.out[a.n_q] = run->s.attended + t * bc_round_up(bc_attention_width(m), BC_LANES) + at;
+        a.n_keys[a.n_q] = b->position[t] + 1;
+    }
+    return a;
+}
+
+/* One segment of one group; whoever finishes the last one merges them all. */
+static void bc_attend_part(bc_run *run, int32_t layer, const bc_queries *g, int64_t task)
+{
+    const bc_model *m = run->model;
+    const int64_t segment = task % g->segments, index = task / g->segments;
+    const int32_t head = (int32_t)(index % m->n_kv_heads);
+    const int64_t first = g->queries * (index / m->n_kv_heads) / g->groups;
+    const int64_t last = g->queries * (index / m->n_kv_heads + 1) / g->groups;
+    float *parts = run->cache->parts + index * g->segments * g->ld;
+    const int64_t part = bc_part_floats(bc_value_stride(m));
+    for (int64_t query = first; query < last;) {
+        float *mine = parts + segment * g->ld + (query - first) * part;
+        const bc_attention a = bc_next_queries(run, layer, head, &query, last);
+        if (segment * BC_SEGMENT < a.n_keys[a.n_q - 1])
+            m->isa->attend_segment(&a, (int32_t)segment, mine);
+    }
+    if (__atomic_add_fetch(&run->cache->parts_done[index], 1, __ATOMIC_ACQ_REL) < g->segments)
+        return;
+    run->cache->parts_done[index] = 0;
+    for (int64_t query = first; query < last;) {
+        float *mine = parts + (query - first) * part;
+        const bc_attention a = bc_next_queries(run, layer, head, &query, last);
+        m->isa->merge_segments(&a, mine, g->ld);
+    }
+}
+
+/* A group is one task, or one for each segment of its keys where that would be few. */
+static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
+{
+    const bc_model *m = run->model;
+    int64_t n_keys = 1;
+    for (int64_t t = 0; t < run->batch->n && run->split; t++)
+        n_keys = n_keys > run->batch->position[t] ? n_keys : run->batch->position[t] + 1;
+    const bc_queries g = bc_group_queries(m, run->batch->n, n_keys);
+    const int64_t tasks = g.groups * m->n_kv_heads;
+    if (run->split)
+        for (int64_t task; (task = bc_next_task(thread)) < tasks * g.segments;)
+            bc_attend_part(run, layer, &g, task);
+    else
+        for (int64_t task; (task = bc_next_task(thread)) < tasks;) {
+            /* head by head, whose keys stay in L2; the longest first, so that no thread ends with one */
+            const int64_t group = g.groups - 1 - task % g.groups;
+            const int64_t last = g.queries * (group + 1) / g.groups;
+            for (int64_t query = g.queries * group / g.groups; query < last;) {
+                const bc_attention a = bc_next_queries(run, layer, (int32_t)(task / g.groups), &query, last);
+                m->isa->attend(&a);
+            }
+        }
+    bc_barrier(thread);
+}
+
+#endif
