@@ -54,13 +54,19 @@ def unmarked(source: Path, target: Path, kind: str) -> Path:
     return as_if_foreign(bitconv.quantize(source, target.with_suffix(".tmp"), type=kind).path, target)
 
 
-def relaid(source: Path, target: Path, layout: str) -> Path:
-    """The model in another layout of I2_S."""
+def relaid(source: Path, target: Path, layout: str, dead: tuple[int, ...] = ()) -> Path:
+    """The model in another layout of I2_S, with some channels of its feed-forward networks dead."""
 
     def recode(info: TensorInfo, data: np.ndarray) -> np.ndarray:
         if info.type_name != "I2_S":
             return data
-        return LAYOUTS[layout](*tensor_type("i2_s").unpack(data, *info.shape))[2]
+        trits, scale = tensor_type("i2_s").unpack(data, *info.shape)
+        for channel in dead:
+            if "ffn_down" in info.name:
+                trits[:, channel] = 0
+            elif "ffn" in info.name:
+                trits[channel] = 0
+        return LAYOUTS[layout](trits, scale)[2]
 
     return as_if_foreign(source, target, recode)
 
@@ -132,3 +138,13 @@ def test_tiles_higher_than_the_kernels_take_are_run_too(tmp_path: Path, kind: st
     with pytest.warns(BitconvWarning, match="unpacked at load"):
         model = bitconv.load(high)
     np.testing.assert_array_equal(model.logits(IDS), bitconv.load(plain).logits(IDS))
+
+
+def test_load_warns_of_a_layout_that_dead_channels_contradict(source: Path, tmp_path: Path) -> None:
+    path = relaid(source, tmp_path / "a.gguf", "arm64", dead=(3, 100, 411))
+    with pytest.warns(BitconvWarning, match="i2s_layout='arm64'"):
+        bitconv.load(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bitconv.load(path, i2s_layout="arm64")
+    assert not [w for w in caught if "dead channels" in str(w.message)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,15 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bitconv import _kernels
-from bitconv.errors import FormatError, InputError, ResourceError, UnsupportedError
+from bitconv.errors import BitconvWarning, FormatError, InputError, ResourceError, UnsupportedError
 from bitconv.formats.gguf import GgufFile, open_gguf
 from bitconv.formats.vocabulary import Vocabulary, read_vocabulary
 from bitconv.models import LINEARS, Hyperparameters, read_gguf
+from bitconv.models.dead_channels import layout_doubt
 from bitconv.models.memory import largest_batch
 from bitconv.runtime.placement import place_weights, warn_of_shortage
 from bitconv.runtime.rope import inverse_frequencies
 from bitconv.runtime.threads import checked_threads
 from bitconv.runtime.weights import Weight, Weights
+from bitconv.tensor_types.stored import LAYOUT_KEY, WRITTEN_LAYOUT
 
 if TYPE_CHECKING:
     from bitconv.runtime.generate import Generation
@@ -57,6 +60,8 @@ def load(
         raise InputError(f"cache type {cache_type!r} is unknown\nuse one of {', '.join(_kernels.CACHE_TYPES)}")
     gguf, chosen, team = open_gguf(path), choose_isa(isa), checked_threads(threads)
     hp = read_gguf(gguf, hidden_act=hidden_act)
+    if LAYOUT_KEY not in gguf.metadata and (doubt := layout_doubt(gguf, i2s_layout or WRITTEN_LAYOUT)):
+        warnings.warn(doubt, BitconvWarning, stacklevel=2)
     place_weights(gguf, mmap=mmap, mlock=mlock, threads=team)
     weights = Weights(gguf, threads=team, kernel_config=kernel_config, i2s_layout=i2s_layout)
     return Model(gguf, hp, weights, threads=team, cache_type=cache_type, isa=chosen)
