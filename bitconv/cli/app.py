@@ -76,6 +76,8 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; never a traceback for an error that a user can cause."""
+    # NumPy is not imported yet. No command uses its BLAS, whose threads would spin beside ours for a while.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     state = State()
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
