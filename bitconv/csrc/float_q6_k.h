@@ -42,7 +42,7 @@ static void ISA(q6_k_rows)(const bc_matrix *w, int64_t row0, int64_t row1, const
 {
     const int64_t bytes = w->cols / 256 * 210, part = (row1 - row0) / BC_STREAMS, step = bc_digits_bytes(w->cols);
     const uint8_t *rows = w->data + row0 * bytes;
-    float sum[8];
+    float sum[BC_STREAMS > BC_DENSE_TOKENS ? BC_STREAMS : BC_DENSE_TOKENS];
     for (int64_t t = 0; t < n; t += BC_DENSE_TOKENS) {
         const int tokens = (int)bc_min(n - t, BC_DENSE_TOKENS);
         for (int i = 0; i < BC_DENSE_TOKENS; i++)

@@ -5,6 +5,16 @@
 
 BC_INLINE __m256i q6_k_load_avx2(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
+/* acc + the scale of a block * (65536 * value[0] + 256 * value[1] + value[2]) */
+BC_INLINE __m256 q6_k_add_avx2(__m256 acc, const uint8_t *block, const __m256 value[3])
+{
+    int16_t half;
+    memcpy(&half, block + 208, 2);
+    const __m256 lower = _mm256_fmadd_ps(value[1], _mm256_set1_ps(256.0f), value[2]);
+    const __m256 all = _mm256_fmadd_ps(value[0], _mm256_set1_ps(65536.0f), lower);
+    return _mm256_fmadd_ps(_mm256_cvtph_ps(_mm_set1_epi16(half)), all, acc);
+}
+
 /* codes of 128 columns, from 64 bytes of low nibbles and 32 of high pairs */
 BC_INLINE void q6_k_codes_avx2(const uint8_t *low, const uint8_t *high, __m256i codes[4])
 {
@@ -18,8 +28,7 @@ BC_INLINE void q6_k_codes_avx2(const uint8_t *low, const uint8_t *high, __m256i 
 
 BC_INLINE void q6_k_block_avx2(const uint8_t *block, int64_t cols, int64_t b, const uint8_t *digits, int64_t step, int n_t, __m256 *acc)
 {
-    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(block + 192)));
-    const __m128i scales = _mm256_castsi256_si128(all);
+    const __m128i scales = _mm_loadu_si128((const __m128i *)(block + 192));
     /* the scales of even groups of 16 columns in the low lane, of odd ones in the high lane */
     const __m256i pairs = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
     const __m256i in_order = _mm256_cvtepi8_epi16(scales);
@@ -29,9 +38,6 @@ BC_INLINE void q6_k_block_avx2(const uint8_t *block, int64_t cols, int64_t b, co
 #pragma GCC unroll 8
     for (int g = 0; g < 8; g++)
         scale[g] = _mm256_shuffle_epi8(pairs, _mm256_set1_epi16((short)((2 * g + 1) << 8 | 2 * g)));
-    int16_t half;
-    memcpy(&half, block + 208, 2);
-    const __m256 d = _mm256_cvtph_ps(_mm_set1_epi16(half));
     for (int t = 0; t < n_t; t++) {
         const uint8_t *x = digits + t * step, *sums = x + 3 * cols;
         __m256 value[3];
@@ -46,24 +52,8 @@ BC_INLINE void q6_k_block_avx2(const uint8_t *block, int64_t cols, int64_t b, co
             }
             value[digit] = _mm256_cvtepi32_ps(p);
         }
-        const __m256 lower = _mm256_fmadd_ps(value[1], _mm256_set1_ps(256.0f), value[2]);
-        acc[t] = _mm256_fmadd_ps(d, _mm256_fmadd_ps(value[0], _mm256_set1_ps(65536.0f), lower), acc[t]);
+        acc[t] = q6_k_add_avx2(acc[t], block, value);
     }
 }
 
-/* the arguments are those of q6_k_portable.h */
-BC_INLINE void q6_k_dot_avx2(const uint8_t *row, int64_t row_step, int n_r, int64_t cols, const uint8_t *digits, int64_t step, int n_t,
-                             float *sum)
-{
-    __m256 acc[8];
-    for (int i = 0; i < n_r * n_t; i++)
-        acc[i] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < cols / 256; b++)
-        for (int r = 0; r < n_r; r++)
-            q6_k_block_avx2(row + r * row_step + b * 210, cols, b, digits, step, n_t, acc + r);
-    for (int i = 0; i < n_r * n_t; i++) {
-        float inverse;
-        memcpy(&inverse, digits + (n_t > 1 ? i : 0) * step + 3 * cols + cols / 16 * 6, 4);
-        sum[i] = vf_fold_avx2(acc[i]) * inverse;
-    }
-}
+#include "q6_k_dot.h"

@@ -25,9 +25,6 @@ BC_INLINE void q6_k_block_avx512vnni(const uint8_t *block, int64_t cols, int64_t
 #pragma GCC unroll 4
     for (int g = 0; g < 4; g++)
         scale[g] = _mm512_shuffle_epi8(fours, _mm512_set1_epi16((short)((2 * g + 1) << 8 | 2 * g)));
-    int16_t half;
-    memcpy(&half, block + 208, 2);
-    const __m256 d = _mm256_cvtph_ps(_mm_set1_epi16(half));
     for (int t = 0; t < n_t; t++) {
         const uint8_t *x = digits + t * step, *sums = x + 3 * cols;
         __m256 value[3];
@@ -41,26 +38,8 @@ BC_INLINE void q6_k_block_avx512vnni(const uint8_t *block, int64_t cols, int64_t
             const __m256i both = _mm256_add_epi32(_mm512_castsi512_si256(p), _mm512_extracti64x4_epi64(p, 1));
             value[digit] = _mm256_cvtepi32_ps(_mm256_sub_epi32(both, _mm256_slli_epi32(minus, 5)));
         }
-        const __m256 lower = _mm256_fmadd_ps(value[1], _mm256_set1_ps(256.0f), value[2]);
-        acc[t] = _mm256_fmadd_ps(d, _mm256_fmadd_ps(value[0], _mm256_set1_ps(65536.0f), lower), acc[t]);
+        acc[t] = q6_k_add_avx2(acc[t], block, value);
     }
 }
 
-/* the arguments are those of q6_k_portable.h */
-BC_INLINE void q6_k_dot_avx512vnni(const uint8_t *row, int64_t row_step, int n_r, int64_t cols, const uint8_t *digits, int64_t step,
-                                   int n_t, float *sum)
-{
-    __m256 acc[8];
-    for (int i = 0; i < n_r * n_t; i++)
-        acc[i] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < cols / 256; b++)
-        for (int r = 0; r < n_r; r++)
-            q6_k_block_avx512vnni(row + r * row_step + b * 210, cols, b, digits, step, n_t, acc + r);
-    for (int i = 0; i < n_r * n_t; i++) {
-        float inverse;
-        memcpy(&inverse, digits + (n_t > 1 ? i : 0) * step + 3 * cols + cols / 16 * 6, 4);
-        __m128 x = _mm_add_ps(_mm256_castps256_ps128(acc[i]), _mm256_extractf128_ps(acc[i], 1));
-        x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-        sum[i] = _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1))) * inverse;
-    }
-}
+#include "q6_k_dot.h"
