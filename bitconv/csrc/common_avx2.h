@@ -41,12 +41,28 @@ BC_INLINE void store_planes_avx2(uint8_t *low, uint8_t *high, __m256i v, int bas
     _mm_storeu_si128((__m128i *)high, _mm256_extracti128_si256(both, 1));
 }
 
+/* The sums of activations under the 16 patterns of a look-up: q is raised by 128 to be the unsigned operand of vpmaddubsw,
+ * and 128 times the sum of the weights taken off again. */
+BC_INLINE __m256i weighted_pair_avx2(const int8_t *q, __m256i weights)
+{
+    uint16_t both;
+    memcpy(&both, q, 2);
+    return _mm256_maddubs_epi16(_mm256_set1_epi16((int16_t)(both ^ 0x8080)), weights);
+}
+
+/* weights of two columns side by side, as bytes */
+BC_INLINE __m256i pair_weights_avx2(__m256i w0, __m256i w1)
+{
+    return _mm256_or_si256(_mm256_and_si256(w0, _mm256_set1_epi16(255)), _mm256_slli_epi16(w1, 8));
+}
+
 /* the sums of two weights under the 16 patterns 3*(w0+1) + w1+1 */
 BC_INLINE __m256i pair_sums_avx2(const int8_t *q)
 {
     const __m256i w0 = _mm256_setr_epi16(-1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0);
     const __m256i w1 = _mm256_setr_epi16(-1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0, 0, 0, 0, 0, 0);
-    return _mm256_add_epi16(_mm256_mullo_epi16(_mm256_set1_epi16(q[0]), w0), _mm256_mullo_epi16(_mm256_set1_epi16(q[1]), w1));
+    const __m256i raise = _mm256_slli_epi16(_mm256_add_epi16(w0, w1), 7);
+    return _mm256_sub_epi16(weighted_pair_avx2(q, pair_weights_avx2(w0, w1)), raise);
 }
 
 /* codes of 4 columns for 2 x 16 rows, in bytes -> dwords of 4 columns: lines[0] is the low lanes' 16 rows, in the order of

@@ -26,6 +26,7 @@ static int bc_cpu_features(bc_cpu_feature *features)
     BC_FEATURE("avx512bw", __builtin_cpu_supports("avx512bw"));
     BC_FEATURE("avx512vl", __builtin_cpu_supports("avx512vl"));
     BC_FEATURE("avx512vnni", __builtin_cpu_supports("avx512vnni"));
+    BC_FEATURE("avx512vbmi", __builtin_cpu_supports("avx512vbmi"));
 #elif defined(__aarch64__)
     BC_FEATURE("neon", 1);
 #ifdef BC_HAVE_NEON

@@ -9,10 +9,12 @@
 #include "isa_avx2.h"
 #include "isa_avxvnni.h"
 #include "isa_avx512vnni.h"
+#include "isa_avx512vbmi.h"
 #include "isa_neon.h"
 
 static const bc_isa *const bc_isas[] = {
 #ifdef BC_HAVE_AVX512VNNI
+    &isa_avx512vbmi,
     &isa_avx512vnni,
 #endif
 #ifdef BC_HAVE_AVXVNNI

@@ -15,7 +15,6 @@
 #include "float_kernels.h"
 #include "gemm_avx512vnni.h"
 #include "two_bit_avx512vnni.h"
-#include "tl1_avx512vnni.h"
 #include "tq1_0_avx512vnni.h"
 
 #if defined(__clang__)
@@ -30,7 +29,6 @@
      bc_plain_panel_end, prefix##_begin, prefix##_prefetch, step, prepare}
 static const bc_ternary ternary_avx512vnni[] = {
     BC_VNNI(BC_I2_S, i2_s, bc_any_row_step, NULL),
-    BC_VNNI(BC_TL1, tl1, tl_row_step, tl1_prepare_avx2),
     BC_VNNI(BC_TQ1_0, tq1_0, bc_any_row_step, NULL),
     BC_VNNI(BC_TQ2_0, tq2_0, bc_any_row_step, NULL),
 };
@@ -51,5 +49,4 @@ static const bc_isa isa_avx512vnni = {
 #undef VF
 #undef VL
 #undef NV
-#undef BC_FLOAT_KERNELS
 #endif

@@ -183,6 +183,13 @@ static inline void bc_prefetch(const uint8_t *from, int64_t bytes)
         __builtin_prefetch(from + at);
 }
 
+/* into L2, for what is needed much later: the first level has too few misses under way to hide all of memory's delay */
+static inline void bc_prefetch_far(const uint8_t *from, int64_t bytes)
+{
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(from + at, 0, 2);
+}
+
 #define BC_TILE(function) .tile = function, .tile_name = #function
 
 /* the beginnings of the streams of rows row0..row1, which lie one after another */

@@ -9,7 +9,7 @@ enum {
     BC_GEMM_TOKENS = 8,   /* from this many tokens on, panels and tiles beat one GEMV per token on weights in the cache */
     BC_MIN_ROWS = 16,
     BC_TASKS = 8,         /* of one product, for each thread: a thread that loses its core leaves little undone */
-    BC_TABLE_BYTES = 16,  /* of look-up tables per column, at most */
+    BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
     BC_GATED_FLOATS = (BC_GEMM_TOKENS - 1) * BC_MAX_ROWS, /* of one product in a task of bc_apply_gated, prefill or decode */
 };

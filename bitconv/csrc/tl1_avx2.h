@@ -1,8 +1,7 @@
 /* TL1 on AVX2: a nibble looks up the sum of a pair of activations under its two weights.
  *
  * Sums reach 254, so a table is two byte planes, value = 17*high + low with |low| <= 8 and |high| <= 15. Bytes are added
- * for 8 pairs (8 * 15 = 120 fits), then one vpmaddubsw by (1, 17) rebuilds exact int16 sums: 8 * 254 = 2032 a round, and
- * a tile of at most 256 columns has 16 rounds in one lane. A step of 64 bytes is
+ * for 8 pairs (8 * 15 = 120 fits), then one vpmaddubsw by (1, 17) rebuilds exact int16 sums. A step of 64 bytes is
  *   bm = 32: rows 0..15 of columns 0..3 | rows 0..15 of columns 4..7 | rows 16..31 likewise: lanes take tables of their own
  *   bm = 64: rows 0..15 | 16..31 | 32..47 | 48..63 of columns 0..3:                          lanes share a table
  */
@@ -43,48 +42,56 @@ BC_INLINE void tl_add_rows_avx2(int32_t *out, __m128i sums)
     _mm256_storeu_si256(p, _mm256_add_epi32(_mm256_loadu_si256(p), _mm256_cvtepi16_epi32(sums)));
 }
 
-/* one row block of one tile, 32 or 64 rows x BK columns and contiguous, added to its sums */
-BC_INLINE void tl1_block_avx2(const uint8_t *data, const uint8_t *table, int64_t bk, int bm, int16_t *sums)
+/* 2 x 8 int16 sums of a row block: of the same rows (bm = 32) or of rows 16 apart (bm = 64) */
+BC_INLINE void tl1_add_lanes_avx2(int32_t *out, __m256i sum, int bm)
 {
-    const __m256i zero = _mm256_setzero_si256();
-    __m256i *kept = (__m256i *)sums, sum[2][2] = {{kept[0], kept[1]}, {kept[2], kept[3]}};
-    const int64_t steps = bk / (256 / bm);
-    for (int64_t s = 0; s < steps;) {
-        __m256i low[2] = {zero, zero}, high[2] = {zero, zero};
-        const int64_t end = bc_min(s + 4, steps);
-        for (; s < end; s++, data += 64) {
-            const uint8_t *t = table + s * (bm == 32 ? 128 : 64);
-            _mm_prefetch((const char *)data + 1024, _MM_HINT_T0);
-            __m256i low0, high0, low1, high1;
-            if (bm == 32) {
-                const __m256i *planes = (const __m256i *)t;
-                low0 = _mm256_loadu_si256(planes), high0 = _mm256_loadu_si256(planes + 1);
-                low1 = _mm256_loadu_si256(planes + 2), high1 = _mm256_loadu_si256(planes + 3);
-            } else {
-                low0 = twice_avx2(t), high0 = twice_avx2(t + 16), low1 = twice_avx2(t + 32), high1 = twice_avx2(t + 48);
-            }
-            tl1_step_avx2(data, low0, high0, low1, high1, &low[0], &high[0]);
-            tl1_step_avx2(data + 32, low0, high0, low1, high1, &low[1], &high[1]);
-        }
-        tl1_fold_avx2(low[0], high[0], sum[0]);
-        tl1_fold_avx2(low[1], high[1], sum[1]);
+    const __m128i first = _mm256_castsi256_si128(sum), second = _mm256_extracti128_si256(sum, 1);
+    if (bm == 32) {
+        tl_add_rows_avx2(out, _mm_add_epi16(first, second));
+    } else {
+        tl_add_rows_avx2(out, first);
+        tl_add_rows_avx2(out + 16, second);
     }
-    kept[0] = sum[0][0], kept[1] = sum[0][1], kept[2] = sum[1][0], kept[3] = sum[1][1];
 }
 
-/* add the int16 sums of a row block to its int32 ones, and begin anew */
-BC_INLINE void tl1_widen_avx2(int16_t *sums, int bm, int32_t *out)
+/* int16 sums of the two halves of a step, as tl1_fold_avx2 leaves them */
+typedef struct {
+    __m256i half[2][2];
+} tl1_sums_avx2;
+
+BC_INLINE tl1_sums_avx2 tl1_no_sums_avx2(void)
 {
-    for (int i = 0; i < 4; i++) { /* rows 8 * (i % 2).. of 16 rows, which are both lanes' or one lane's */
-        const __m128i *lanes = (const __m128i *)sums + 2 * i;
+    const __m256i zero = _mm256_setzero_si256();
+    return (tl1_sums_avx2){{{zero, zero}, {zero, zero}}};
+}
+
+/* n steps of 64 bytes, at most four: byte sums reach 8 * 15 */
+BC_INLINE void tl1_steps_avx2(const uint8_t *data, const uint8_t *table, int bm, int n, tl1_sums_avx2 *sums)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i low[2] = {zero, zero}, high[2] = {zero, zero};
+    for (int s = 0; s < n; s++, data += 64, table += bm == 32 ? 128 : 64) {
+        __m256i low0, high0, low1, high1;
         if (bm == 32) {
-            tl_add_rows_avx2(out + i * 8, _mm_add_epi16(lanes[0], lanes[1]));
+            const __m256i *planes = (const __m256i *)table;
+            low0 = _mm256_loadu_si256(planes), high0 = _mm256_loadu_si256(planes + 1);
+            low1 = _mm256_loadu_si256(planes + 2), high1 = _mm256_loadu_si256(planes + 3);
         } else {
-            tl_add_rows_avx2(out + i / 2 * 32 + i % 2 * 8, lanes[0]);
-            tl_add_rows_avx2(out + i / 2 * 32 + 16 + i % 2 * 8, lanes[1]);
+            low0 = twice_avx2(table), high0 = twice_avx2(table + 16), low1 = twice_avx2(table + 32), high1 = twice_avx2(table + 48);
         }
+        tl1_step_avx2(data, low0, high0, low1, high1, &low[0], &high[0]);
+        tl1_step_avx2(data + 32, low0, high0, low1, high1, &low[1], &high[1]);
     }
-    memset(sums, 0, 64 * sizeof *sums);
+    tl1_fold_avx2(low[0], high[0], sums->half[0]);
+    tl1_fold_avx2(low[1], high[1], sums->half[1]);
+}
+
+BC_INLINE void tl1_add_rows_avx2(int32_t *out, const tl1_sums_avx2 *sums, int bm)
+{
+    for (int i = 0; i < 2; i++) {
+        tl1_add_lanes_avx2(out + 8 * i, sums->half[0][i], bm);
+        tl1_add_lanes_avx2(out + 8 * i + bm / 2, sums->half[1][i], bm);
+    }
 }
 
 #include "tl1_rows.h"

@@ -1,31 +1,29 @@
-/* The order in which a TL1 product reads its tiles, for instruction sets with ISA(tl1_block): no include guard.
+/* The order in which a TL1 product reads its tiles, for instruction sets with ISA(tl1_sums), ISA(tl1_steps) and
+ * ISA(tl1_add_rows): no include guard.
  *
- * A row of tiles is read as BC_STREAMS runs of tiles that lie far apart, row block after row block. A row block keeps 64
- * int16 sums, which hold 256 columns: both lanes of bm = 32 together, or one of bm = 64, are at most 128 * 254 = 32512.
+ * A row block is summed over the tiles that make up 256 columns, which int16 holds: both lanes of bm = 32 together, or one
+ * of bm = 64, are at most 128 * 254 = 32512. What is read the next time round is fetched into L2 meanwhile; L1 has too
+ * few misses under way for that, and fetching into it as well lost.
  */
 BC_INLINE void ISA(tl1_rows)(const uint8_t *data, const bc_matrix *w, const uint8_t *table, int bm, int32_t *out)
 {
-    _Alignas(64) int16_t sums[BC_MAX_ROWS / 32 * 64];
-    const int64_t bk = w->tile_cols, rows = w->tile_rows, run = tl_stream_tiles(w->cols, bk), tiles = w->cols / bk;
-    int64_t summed = 0;
-    memset(sums, 0, (size_t)(rows / bm * 64) * sizeof *sums);
-    for (int64_t first = 0; first < run; first++) {
-        const int64_t n = (tiles - first + run - 1) / run;
-        for (int64_t part = 0; part < n;) {
-            const int64_t fit = bc_min(n - part, (256 - summed) / bk);
-            for (int64_t r = 0; r < rows; r += bm)
-                for (int64_t i = part; i < part + fit; i++) {
-                    const int64_t tile = first + i * run;
-                    ISA(tl1_block)(data + (tile * rows + r) * bk / 4, table + tile * bk * 16, bk, bm, sums + r / bm * 64);
+    const int64_t bk = w->tile_cols, rows = w->tile_rows, steps = bk / (256 / bm), tiles = w->cols / bk, span = 256 / bk;
+    const int64_t ahead = span * rows * bk / 4, step_tables = bm == 32 ? 128 : 64;
+    for (int64_t tile = 0; tile < tiles; tile += span)
+        for (int64_t r = 0; r < rows; r += bm) {
+            ISA(tl1_sums) sums = ISA(tl1_no_sums)();
+            for (int64_t i = tile; i < bc_min(tile + span, tiles); i++) {
+                const uint8_t *p = data + (i * rows + r) * bk / 4, *t = table + i * bk * 16;
+                int64_t left = steps;
+                for (; left >= 4; left -= 4, p += 256, t += 4 * step_tables) {
+                    bc_prefetch_far(p + ahead, 256);
+                    ISA(tl1_steps)(p, t, bm, 4, &sums);
                 }
-            summed += fit * bk, part += fit;
-            if (summed + bk > 256 || (part == n && first + 1 == run)) {
-                for (int64_t r = 0; r < rows; r += bm)
-                    tl1_widen_avx2(sums + r / bm * 64, bm, out + r);
-                summed = 0;
+                for (; left; left--, p += 64, t += step_tables)
+                    ISA(tl1_steps)(p, t, bm, 1, &sums);
             }
+            ISA(tl1_add_rows)(out + r, &sums, bm);
         }
-    }
 }
 
 static void ISA(tl1_gemv)(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, const uint8_t *table,

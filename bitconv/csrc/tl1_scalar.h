@@ -47,13 +47,8 @@ static void tl1_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k
     bc_prefetch(w->data + tl1_at(w, bc_min(row0, w->rows - 1), k), part);
 }
 
-/* decode reads a row of tiles as streams, each a run of column tiles */
-static inline int64_t tl_stream_tiles(int64_t cols, int64_t bk) { return (cols / bk + BC_STREAMS - 1) / BC_STREAMS; }
-
 static void tl1_begin(const bc_matrix *w, int64_t row0, int64_t row1)
 {
     (void)row1;
-    const int64_t run = tl_stream_tiles(w->cols, w->tile_cols) * w->tile_cols;
-    for (int64_t k = 0; k < w->cols; k += run)
-        bc_prefetch(w->data + tl1_at(w, row0, k), BC_AHEAD);
+    bc_prefetch_far(w->data + tl1_at(w, row0, 0), bc_min(w->tile_rows, 128) * bc_min(w->cols, 256) / 4);
 }

@@ -6,8 +6,19 @@
  * Bytes stand in the order rows 0..7, 16..23 | 8..15, 24..31, which unpacking to int16 turns into row order.
  */
 
-/* the bytes of a row of tiles are one run; several far-apart places at a time lost */
-enum { TL2_AHEAD = 1536 }; /* of the signs a quarter; without theirs every block waits */
+/* The bytes of a row of tiles are one run; several far-apart places at a time lost. Fetched only shortly before, a core has
+ * too few misses under way, so each byte is fetched twice: into L2 from afar and into L1. Of the signs a quarter. */
+enum { TL2_NEAR = 512, TL2_FAR = 4096 };
+
+BC_INLINE void tl2_fetch_avx2(const uint8_t *nibbles, const uint8_t *words)
+{
+    for (int i = 0; i < 128; i += 64) {
+        _mm_prefetch((const char *)nibbles + TL2_FAR + i, _MM_HINT_T1);
+        _mm_prefetch((const char *)nibbles + TL2_NEAR + i, _MM_HINT_T0);
+    }
+    _mm_prefetch((const char *)words + TL2_FAR / 4, _MM_HINT_T1);
+    _mm_prefetch((const char *)words + TL2_NEAR / 4, _MM_HINT_T0);
+}
 
 /* 8 triples of 32 rows: the sign bits of a row in one byte, triple q at bit 7, 5, 3, 1, 6, 4, 2, 0 */
 BC_INLINE __m256i tl2_signs_avx2(const uint8_t *words)
@@ -32,9 +43,9 @@ BC_INLINE __m256i tl2_triple_sums_avx2(const int8_t *q)
     const __m256i w0 = _mm256_setr_epi16(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0);
     const __m256i w1 = _mm256_setr_epi16(0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0);
     const __m256i w2 = _mm256_setr_epi16(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0);
-    return _mm256_add_epi16(_mm256_add_epi16(_mm256_mullo_epi16(_mm256_set1_epi16(q[0]), w0),
-                                             _mm256_mullo_epi16(_mm256_set1_epi16(q[1]), w1)),
-                            _mm256_mullo_epi16(_mm256_set1_epi16(q[2]), w2));
+    const __m256i raise = _mm256_slli_epi16(_mm256_add_epi16(_mm256_add_epi16(w0, w1), w2), 7);
+    const __m256i third = _mm256_maddubs_epi16(_mm256_set1_epi16((uint8_t)q[2] ^ 0x80), _mm256_and_si256(w2, _mm256_set1_epi16(255)));
+    return _mm256_sub_epi16(_mm256_add_epi16(weighted_pair_avx2(q, pair_weights_avx2(w0, w1)), third), raise);
 }
 
 /* the tables of those of the columns k0..k1 that are pairs */
@@ -83,9 +94,7 @@ BC_INLINE void tl2_block_avx2(const uint8_t *nibbles, const uint8_t *words, cons
     for (int64_t round = 0; round < bk / 24; round++, nibbles += 128, words += 32, table += 256) {
         const __m256i signs = tl2_signs_avx2(words);
         __m256i low = zero, high = zero;
-        _mm_prefetch((const char *)nibbles + TL2_AHEAD, _MM_HINT_T0);
-        _mm_prefetch((const char *)nibbles + TL2_AHEAD + 64, _MM_HINT_T0);
-        _mm_prefetch((const char *)words + TL2_AHEAD / 4, _MM_HINT_T0);
+        tl2_fetch_avx2(nibbles, words);
 #pragma GCC unroll 4
         for (int q = 0; q < 8; q += 2) {
             const __m256i v = _mm256_loadu_si256((const __m256i *)(nibbles + q * 16));

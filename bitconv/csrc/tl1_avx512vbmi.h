@@ -1,0 +1,81 @@
+/* TL1 on AVX-512 VBMI: the sums and the tables of tl1_avx2.h, looked up in whole registers of tables.
+ *
+ * A line of 64 bytes of tables is, for bm = 32, [pair 0 low][pair 2 low][pair 0 high][pair 2 high] and then the same of pairs
+ * 1 and 3; for bm = 64 [pair 0 low][pair 0 high][pair 1 low][pair 1 high]. What an index adds to the nibble says which
+ * part a lane wants, so a line is loaded as it stands: to broadcast its parts takes the slots of the shuffle unit.
+ */
+
+/* two lines of tables, 8 columns */
+BC_INLINE void tl1_lines_avx512vbmi(const int8_t *q, int bm, uint8_t *table)
+{
+    const __m256i w0 = _mm256_setr_epi16(-1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0);
+    const __m256i w1 = _mm256_setr_epi16(-1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i both = _mm512_broadcast_i64x4(_mm256_or_si256(_mm256_and_si256(w0, _mm256_set1_epi16(255)), _mm256_slli_epi16(w1, 8)));
+    const __m512i raise = _mm512_slli_epi16(_mm512_broadcast_i64x4(_mm256_add_epi16(w0, w1)), 7);
+    const __m512i order = bm == 32 ? _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7) : _mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7);
+    const __m128i raised = _mm_xor_si128(_mm_loadl_epi64((const __m128i *)q), _mm_set1_epi8(-128)); /* unsigned: q + 128 */
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++, table += 64) {
+        const int a = bm == 32 ? i : 2 * i, b = bm == 32 ? i + 2 : 2 * i + 1; /* the pairs of the line */
+        const __m512i at = _mm512_inserti64x4(_mm512_set1_epi16((int16_t)(2 * a | (2 * a + 1) << 8)),
+                                              _mm256_set1_epi16((int16_t)(2 * b | (2 * b + 1) << 8)), 1);
+        const __m512i x = _mm512_permutexvar_epi8(at, _mm512_castsi128_si512(raised));
+        const __m512i v = _mm512_sub_epi16(_mm512_maddubs_epi16(x, both), raise);
+        const __m512i high = _mm512_mulhrs_epi16(v, _mm512_set1_epi16(1928));
+        const __m512i low = _mm512_sub_epi16(v, _mm512_mullo_epi16(high, _mm512_set1_epi16(17)));
+        _mm512_storeu_si512(table, _mm512_permutexvar_epi64(order, _mm512_packs_epi16(low, high)));
+    }
+}
+
+static void tl1_prepare_avx512vbmi(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table)
+{
+    for (int64_t k = k0; k < k1; k += 8)
+        if (w->micro_rows == 32)
+            tl1_lines_avx512vbmi(q + k, 32, table + k * 16);
+        else
+            tl1_lines_avx512vbmi(q + k, 64, table + k * 16);
+}
+
+/* int16 sums of the bytes 0..7 and 8..15 of each lane */
+typedef struct {
+    __m512i half[2];
+} tl1_sums_avx512vbmi;
+
+BC_INLINE tl1_sums_avx512vbmi tl1_no_sums_avx512vbmi(void)
+{
+    return (tl1_sums_avx512vbmi){{_mm512_setzero_si512(), _mm512_setzero_si512()}};
+}
+
+/* n steps of 64 bytes, at most four: byte sums reach 8 * 15 */
+BC_INLINE void tl1_steps_avx512vbmi(const uint8_t *data, const uint8_t *table, int bm, int n, tl1_sums_avx512vbmi *sums)
+{
+    const __m512i mask = _mm512_set1_epi8(15), weights = _mm512_set1_epi16(17 << 8 | 1), zero = _mm512_setzero_si512();
+    const int64_t second = 0x1010101010101010;
+    const __m512i lane = bm == 32 ? _mm512_setr_epi64(0, 0, second, second, 0, 0, second, second) : zero;
+    __m512i planes[2] = {zero, zero};
+#pragma GCC unroll 4
+    for (int s = 0; s < n; s++, data += 64, table += bm == 32 ? 128 : 64) {
+        const __m512i v = _mm512_loadu_si512(data);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) { /* i / 2: upper or lower nibbles, i % 2: plane */
+            const __m512i part = _mm512_add_epi8(lane, _mm512_set1_epi8((char)(bm == 32 ? i % 2 * 32 : i * 16)));
+            const __m512i index = _mm512_ternarylogic_epi64(mask, i / 2 ? v : _mm512_srli_epi16(v, 4), part, 0xca);
+            const __m512i line = _mm512_loadu_si512(bm == 32 ? table + i / 2 * 64 : table);
+            planes[i % 2] = _mm512_add_epi8(planes[i % 2], _mm512_permutexvar_epi8(index, line));
+        }
+    }
+    sums->half[0] = _mm512_add_epi16(sums->half[0], _mm512_maddubs_epi16(weights, _mm512_unpacklo_epi8(planes[0], planes[1])));
+    sums->half[1] = _mm512_add_epi16(sums->half[1], _mm512_maddubs_epi16(weights, _mm512_unpackhi_epi8(planes[0], planes[1])));
+}
+
+/* bm = 32: lanes 0 and 1 are rows 0..15, lanes 2 and 3 rows 16..31; bm = 64: each is 16 rows */
+BC_INLINE void tl1_add_rows_avx512vbmi(int32_t *out, const tl1_sums_avx512vbmi *sums, int bm)
+{
+    for (int i = 0; i < 2; i++) {
+        const __m256i low = _mm512_castsi512_si256(sums->half[i]), high = _mm512_extracti64x4_epi64(sums->half[i], 1);
+        tl1_add_lanes_avx2(out + 8 * i, low, bm);
+        tl1_add_lanes_avx2(out + 8 * i + bm / 2, high, bm);
+    }
+}
+
+#include "tl1_rows.h"

@@ -1,0 +1,138 @@
+/* TL2 on AVX-512 VBMI: the nibble and the sign bit of a triple are one index into 32 sums, so nothing is negated.
+ *
+ * A register holds 64 bytes of nibbles: 32 rows of two columns of bytes. Of four triples, the upper nibbles are triples 0
+ * and 2, the lower ones triples 1 and 3. The sums are the byte planes of tl2_avx2.h, and tables of four triples are
+ *   [0 low | 2 low] [0 high | 2 high] [1 low | 3 low] [1 high | 3 high]        each half: 16 sums, 16 negated sums
+ * so that an index is nibble + 16 * sign + 32 * half, and every register of tables is loaded as it stands: loads that
+ * broadcast half a register take a slot of the shuffle unit, which is what limits this kernel.
+ */
+
+enum { TL2_TRIPLE_BYTES = 64 }; /* of tables a triple */
+
+/* tables of four triples, 12 columns */
+BC_INLINE void tl2_tables_avx512vbmi(const int8_t *q, uint8_t *table)
+{
+    /* weights of the 16 sums for the first two columns, as bytes side by side, and for the third */
+    const __m256i w0 = _mm256_setr_epi16(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0);
+    const __m256i w1 = _mm256_setr_epi16(0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0);
+    const __m256i w2 = _mm256_setr_epi16(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0);
+    const __m512i w01 = _mm512_broadcast_i64x4(_mm256_or_si256(w0, _mm256_slli_epi16(w1, 8)));
+    const __m512i w2_ = _mm512_broadcast_i64x4(_mm256_and_si256(w2, _mm256_set1_epi16(255)));
+    const __m512i all = _mm512_broadcast_i64x4(_mm256_add_epi16(_mm256_add_epi16(w0, w1), w2));
+    const __m512i pairs = _mm512_inserti64x4(_mm512_set1_epi16(0x0100), _mm256_set1_epi16(0x0706), 1);
+    const __m512i thirds = _mm512_inserti64x4(_mm512_set1_epi16(0x0202), _mm256_set1_epi16(0x0808), 1);
+    /* 16 sums of the first triple as bytes low 0..7, high 0..7, low 8..15, high 8..15, then of the second */
+    const __m512i lows = _mm512_setr_epi64(0, 2, 8, 10, 4, 6, 12, 14), highs = _mm512_setr_epi64(1, 3, 9, 11, 5, 7, 13, 15);
+    const __m128i raised = _mm_xor_si128(_mm_maskz_loadu_epi8(0xfff, q), _mm_set1_epi8(-128)); /* unsigned: q + 128 */
+    const __m512i x = _mm512_castsi128_si512(raised);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++, table += 128) {
+        const __m512i skip = _mm512_set1_epi8((char)(3 * i));
+        const __m512i two = _mm512_permutexvar_epi8(_mm512_add_epi8(pairs, skip), x), one = _mm512_permutexvar_epi8(_mm512_add_epi8(thirds, skip), x);
+        const __m512i sum = _mm512_add_epi16(_mm512_maddubs_epi16(two, w01), _mm512_maddubs_epi16(one, w2_));
+        const __m512i v = _mm512_sub_epi16(sum, _mm512_slli_epi16(all, 7));
+        const __m512i high = _mm512_mulhrs_epi16(v, _mm512_set1_epi16(1311));
+        const __m512i low = _mm512_sub_epi16(v, _mm512_mullo_epi16(high, _mm512_set1_epi16(25)));
+        const __m512i positive = _mm512_packs_epi16(low, high), negative = _mm512_sub_epi8(_mm512_setzero_si512(), positive);
+        _mm512_storeu_si512(table, _mm512_permutex2var_epi64(positive, lows, negative));
+        _mm512_storeu_si512(table + 64, _mm512_permutex2var_epi64(positive, highs, negative));
+    }
+}
+
+static void tl2_prepare_avx512vbmi(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table)
+{
+    const int64_t three_k = tl2_three_k(w);
+    for (int64_t k = k0; k < bc_min(k1, three_k); k += 12)
+        tl2_tables_avx512vbmi(q + k, table + k / 3 * TL2_TRIPLE_BYTES);
+    tl2_prepare_pairs_avx2(q, three_k, k0, k1, table + three_k / 3 * TL2_TRIPLE_BYTES);
+}
+
+/* constants of a block, which stay in registers */
+typedef struct {
+    __m512i early, late; /* where the bytes of the words are that hold the signs of the first and of the last four triples */
+    __m512i own;         /* their bits that are signs of the row: 7, 5, 3, 1 of rows 0..15 and 6, 4, 2, 0 of rows 16..31 */
+    __m512i half;        /* the half, which the other bits become, so that each sign has it as its upper neighbour */
+    __m512i bit[2];      /* where eight bits begin whose fifth is the sign, for the upper and the lower nibbles */
+} tl2_constants;
+
+BC_INLINE tl2_constants tl2_constants_avx512vbmi(void)
+{
+    /* the order of rows is 0..7, 16..23, 8..15, 24..31 */
+    const __m512i late = _mm512_setr_epi64(0x0e0c0a0806040200, 0x0e0c0a0806040200, 0x1e1c1a1816141210, 0x1e1c1a1816141210,
+                                           0x0e0c0a0806040200, 0x0e0c0a0806040200, 0x1e1c1a1816141210, 0x1e1c1a1816141210);
+    const int64_t odd = (int64_t)0xaaaaaaaaaaaaaaaa, even = 0x5555555555555555, ones = 0x0101010101010101;
+    const __m512i first = _mm512_sub_epi8(_mm512_set1_epi64(0x3b332b231b130b03),
+                                          _mm512_setr_epi64(0, ones, 0, ones, 4 * ones, 5 * ones, 4 * ones, 5 * ones));
+    return (tl2_constants){
+        .early = _mm512_or_si512(late, _mm512_set1_epi8(1)),
+        .late = late,
+        .own = _mm512_setr_epi64(odd, even, odd, even, odd, even, odd, even),
+        .half = _mm512_setr_epi64(0, 0, 0, 0, -1, -1, -1, -1),
+        .bit = {first, _mm512_sub_epi8(first, _mm512_set1_epi8(2))},
+    };
+}
+
+/* 24 columns of 32 rows, added to the byte sums */
+BC_INLINE void tl2_round_avx512vbmi(const uint8_t *nibbles, const uint8_t *words, const uint8_t *table, const tl2_constants *c,
+                                    __m512i *low, __m512i *high)
+{
+    const __m512i both = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)words)), mask = _mm512_set1_epi8(15);
+    tl2_fetch_avx2(nibbles, words);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++, table += 128) {
+        const __m512i v = _mm512_loadu_si512(nibbles + i / 2 * 64);
+        const __m512i signs = _mm512_ternarylogic_epi64(c->own, _mm512_permutexvar_epi8(i / 2 ? c->late : c->early, both), c->half, 0xca);
+        const __m512i sign = _mm512_multishift_epi64_epi8(c->bit[i % 2], signs);
+        const __m512i index = _mm512_ternarylogic_epi64(mask, i % 2 ? v : _mm512_srli_epi16(v, 4), sign, 0xca);
+        *low = _mm512_add_epi8(*low, _mm512_permutexvar_epi8(index, _mm512_loadu_si512(table)));
+        *high = _mm512_add_epi8(*high, _mm512_permutexvar_epi8(index, _mm512_loadu_si512(table + 64)));
+    }
+}
+
+/* n rounds of 24 columns, at most two: byte sums reach 8 * 15 */
+BC_INLINE void tl2_rounds_avx512vbmi(const uint8_t *nibbles, const uint8_t *words, const uint8_t *table, int n, const tl2_constants *c,
+                                     __m512i sum[2])
+{
+    const __m512i weights = _mm512_set1_epi16(25 << 8 | 1);
+    __m512i low = _mm512_setzero_si512(), high = _mm512_setzero_si512();
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++)
+        tl2_round_avx512vbmi(nibbles + i * 128, words + i * 32, table + i * 8 * TL2_TRIPLE_BYTES, c, &low, &high);
+    sum[0] = _mm512_add_epi16(sum[0], _mm512_maddubs_epi16(weights, _mm512_unpacklo_epi8(low, high)));
+    sum[1] = _mm512_add_epi16(sum[1], _mm512_maddubs_epi16(weights, _mm512_unpackhi_epi8(low, high)));
+}
+
+/* 32 rows x BK columns of triples */
+BC_INLINE void tl2_block_avx512vbmi(const uint8_t *nibbles, const uint8_t *words, const uint8_t *table, int64_t bk, int32_t *out)
+{
+    const tl2_constants c = tl2_constants_avx512vbmi();
+    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    int64_t left = bk / 24;
+    for (; left >= 2; left -= 2, nibbles += 256, words += 64, table += 16 * TL2_TRIPLE_BYTES)
+        tl2_rounds_avx512vbmi(nibbles, words, table, 2, &c, sum);
+    if (left)
+        tl2_rounds_avx512vbmi(nibbles, words, table, 1, &c, sum);
+    for (int i = 0; i < 2; i++) { /* both halves are the same rows */
+        const __m256i rows = _mm256_add_epi16(_mm512_castsi512_si256(sum[i]), _mm512_extracti64x4_epi64(sum[i], 1));
+        int32_t *to = out + 16 * i;
+        _mm512_storeu_si512(to, _mm512_add_epi32(_mm512_loadu_si512(to), _mm512_cvtepi16_epi32(rows)));
+    }
+}
+
+static void tl2_gemv_avx512vbmi(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, const uint8_t *table,
+                                int32_t *out)
+{
+    (void)q, (void)q_sum;
+    const int64_t bk = w->tile_cols, three_k = tl2_three_k(w);
+    memset(out, 0, (size_t)(row1 - row0) * sizeof *out);
+    for (int64_t first = row0; first < row1; first += w->tile_rows) {
+        const uint8_t *nibbles = w->data + tl2_nibbles_at(w, first, 0), *words = w->data + tl2_signs_at(w, first, 0);
+        for (int64_t k = 0; k < three_k; k += bk)
+            for (int64_t r = 0; r < w->tile_rows; r += 32) {
+                const int64_t before = k * w->tile_rows + r * bk; /* weights of this row of tiles */
+                tl2_block_avx512vbmi(nibbles + before / 6, words + before / 24, table + k / 3 * TL2_TRIPLE_BYTES, bk,
+                                     out + (first - row0 + r));
+            }
+        tl2_pairs_avx2(w, first, table + three_k / 3 * TL2_TRIPLE_BYTES, out + (first - row0));
+    }
+}
