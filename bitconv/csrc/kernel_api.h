@@ -31,6 +31,7 @@ enum {
     BC_QUERIES = 24,     /* queries that share one pass over the keys */
     BC_MAX_HEAD_DIM = 1024,
     BC_STREAMS = 4,      /* places that lie far apart and are read together: one or two do not fill the memory pipeline */
+    BC_FAR = 1024,       /* bytes that each of those streams is fetched ahead of its use */
     BC_AHEAD = 512,      /* bytes of each stream that are fetched before its kernel begins */
     BC_DENSE_TOKENS = 4, /* tokens that share one pass over dense rows, at most */
     BC_MAX_SHARED_DIM = 128, /* of heads whose blocks are kept as float32 for later queries; larger ones take fewer along */

@@ -2,7 +2,8 @@
  * rows are contiguous; TQ2_0 begins in the low bits and has a 2-byte scale after every 64 bytes.
  *
  * Decode is bound by memory: every byte is read once, from four places that lie pages apart, because one or two streams
- * (or adjacent rows) do not fill the memory pipeline.
+ * (or adjacent rows) do not fill the memory pipeline. What comes BC_FAR bytes later is fetched into L2: of small matrices
+ * the streams are too short for the hardware to notice them in time.
  *
  *   v & 3 -> one group       v & 12 -> 4 x the codes of the next       the same of v >> 4 -> the other two
  *
@@ -30,6 +31,7 @@ BC_INLINE void two_bit_dot_avx2(const uint8_t *const *row, int n_rows, int64_t c
             const __m256i q0 = _mm256_loadu_si256(x + (is_i2_s ? 3 : 0)), q1 = _mm256_loadu_si256(x + (is_i2_s ? 2 : 1));
             const __m256i q2 = _mm256_loadu_si256(x + (is_i2_s ? 1 : 2)), q3 = _mm256_loadu_si256(x + (is_i2_s ? 0 : 3));
             for (int i = 0; i < n_rows; i++) {
+                bc_prefetch_far(row[i] + two_bit_at_avx2(k, is_i2_s) + BC_FAR, 1);
                 const __m256i v = _mm256_loadu_si256((const __m256i *)(row[i] + two_bit_at_avx2(k, is_i2_s)));
                 const __m256i h = _mm256_srli_epi16(v, 4);
                 acc[i] = _mm256_add_epi16(acc[i], _mm256_maddubs_epi16(_mm256_and_si256(v, mask3), q0));

@@ -21,6 +21,7 @@ BC_INLINE void two_bit_dot_avx512vnni(const uint8_t *const *row, int n_rows, int
         const __m512i q0 = two_bit_q_avx512vnni(q + k + (is_i2_s ? 96 : 0)), q1 = two_bit_q_avx512vnni(q + k + (is_i2_s ? 64 : 32));
         const __m512i q2 = two_bit_q_avx512vnni(q + k + (is_i2_s ? 32 : 64)), q3 = two_bit_q_avx512vnni(q + k + (is_i2_s ? 0 : 96));
         for (int i = 0; i < n_rows; i++) {
+            bc_prefetch_far(row[i] + two_bit_at_avx2(k, is_i2_s) + BC_FAR, 1);
             const __m512i v = _mm512_loadu_si512(row[i] + two_bit_at_avx2(k, is_i2_s)), h = _mm512_srli_epi16(v, 4);
             acc[i] = _mm512_dpbusd_epi32(acc[i], _mm512_and_si512(v, mask3), q0);
             acc4[i] = _mm512_dpbusd_epi32(acc4[i], _mm512_and_si512(v, mask12), q1);
