@@ -56,13 +56,20 @@ BC_INLINE __m256i pair_weights_avx2(__m256i w0, __m256i w1)
     return _mm256_or_si256(_mm256_and_si256(w0, _mm256_set1_epi16(255)), _mm256_slli_epi16(w1, 8));
 }
 
-/* the sums of two weights under the 16 patterns 3*(w0+1) + w1+1 */
-BC_INLINE __m256i pair_sums_avx2(const int8_t *q)
+/* the weights of a pair under the 16 patterns 3*(w0+1) + w1+1, side by side, and 128 times their sum, which raised activations add */
+BC_INLINE void pair_patterns_avx2(__m256i *weights, __m256i *raise)
 {
     const __m256i w0 = _mm256_setr_epi16(-1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0);
     const __m256i w1 = _mm256_setr_epi16(-1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0, 0, 0, 0, 0, 0);
-    const __m256i raise = _mm256_slli_epi16(_mm256_add_epi16(w0, w1), 7);
-    return _mm256_sub_epi16(weighted_pair_avx2(q, pair_weights_avx2(w0, w1)), raise);
+    *weights = pair_weights_avx2(w0, w1);
+    *raise = _mm256_slli_epi16(_mm256_add_epi16(w0, w1), 7);
+}
+
+BC_INLINE __m256i pair_sums_avx2(const int8_t *q)
+{
+    __m256i weights, raise;
+    pair_patterns_avx2(&weights, &raise);
+    return _mm256_sub_epi16(weighted_pair_avx2(q, weights), raise);
 }
 
 /* codes of 4 columns for 2 x 16 rows, in bytes -> dwords of 4 columns: lines[0] is the low lanes' 16 rows, in the order of

@@ -8,10 +8,8 @@
 /* two lines of tables, 8 columns */
 BC_INLINE void tl1_lines_avx512vbmi(const int8_t *q, int bm, uint8_t *table)
 {
-    const __m256i w0 = _mm256_setr_epi16(-1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0);
-    const __m256i w1 = _mm256_setr_epi16(-1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0, 0, 0, 0, 0, 0);
-    const __m512i both = _mm512_broadcast_i64x4(_mm256_or_si256(_mm256_and_si256(w0, _mm256_set1_epi16(255)), _mm256_slli_epi16(w1, 8)));
-    const __m512i raise = _mm512_slli_epi16(_mm512_broadcast_i64x4(_mm256_add_epi16(w0, w1)), 7);
+    __m256i weights, raise;
+    pair_patterns_avx2(&weights, &raise);
     const __m512i order = bm == 32 ? _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7) : _mm512_setr_epi64(0, 2, 1, 3, 4, 6, 5, 7);
     const __m128i raised = _mm_xor_si128(_mm_loadl_epi64((const __m128i *)q), _mm_set1_epi8(-128)); /* unsigned: q + 128 */
 #pragma GCC unroll 2
@@ -20,7 +18,7 @@ BC_INLINE void tl1_lines_avx512vbmi(const int8_t *q, int bm, uint8_t *table)
         const __m512i at = _mm512_inserti64x4(_mm512_set1_epi16((int16_t)(2 * a | (2 * a + 1) << 8)),
                                               _mm256_set1_epi16((int16_t)(2 * b | (2 * b + 1) << 8)), 1);
         const __m512i x = _mm512_permutexvar_epi8(at, _mm512_castsi128_si512(raised));
-        const __m512i v = _mm512_sub_epi16(_mm512_maddubs_epi16(x, both), raise);
+        const __m512i v = _mm512_sub_epi16(_mm512_maddubs_epi16(x, _mm512_broadcast_i64x4(weights)), _mm512_broadcast_i64x4(raise));
         const __m512i high = _mm512_mulhrs_epi16(v, _mm512_set1_epi16(1928));
         const __m512i low = _mm512_sub_epi16(v, _mm512_mullo_epi16(high, _mm512_set1_epi16(17)));
         _mm512_storeu_si512(table, _mm512_permutexvar_epi64(order, _mm512_packs_epi16(low, high)));

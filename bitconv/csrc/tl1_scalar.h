@@ -47,6 +47,7 @@ static void tl1_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k
     bc_prefetch(w->data + tl1_at(w, bc_min(row0, w->rows - 1), k), part);
 }
 
+/* what is read before fetching ahead takes effect: 256 columns, of at most 128 rows, or the fetches alone would take long */
 static void tl1_begin(const bc_matrix *w, int64_t row0, int64_t row1)
 {
     (void)row1;

@@ -8,7 +8,7 @@
 
 /* The bytes of a row of tiles are one run; several far-apart places at a time lost. Fetched only shortly before, a core has
  * too few misses under way, so each byte is fetched twice: into L2 from afar and into L1. Of the signs a quarter. */
-enum { TL2_NEAR = 512, TL2_FAR = 4096 };
+enum { TL2_NEAR = 512, TL2_FAR = 4096, tl2_triple_bytes_avx2 = 32 };
 
 BC_INLINE void tl2_fetch_avx2(const uint8_t *nibbles, const uint8_t *words)
 {
@@ -37,15 +37,28 @@ BC_INLINE __m256i tl2_sign_avx2(__m256i signs, int q)
     return _mm256_or_si256(_mm256_slli_epi16(signs, q < 4 ? 2 * q : 2 * q - 7), _mm256_set1_epi8(1));
 }
 
+/* the weights of the 14 patterns |t| */
+BC_INLINE void tl2_patterns_avx2(__m256i w[3])
+{
+    w[0] = _mm256_setr_epi16(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0);
+    w[1] = _mm256_setr_epi16(0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0);
+    w[2] = _mm256_setr_epi16(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0);
+}
+
+/* 128 times the sum of the weights, which raised activations add */
+BC_INLINE __m256i tl2_raise_avx2(const __m256i w[3])
+{
+    return _mm256_slli_epi16(_mm256_add_epi16(_mm256_add_epi16(w[0], w[1]), w[2]), 7);
+}
+
 /* the sums of three weights under the 14 patterns |t| */
 BC_INLINE __m256i tl2_triple_sums_avx2(const int8_t *q)
 {
-    const __m256i w0 = _mm256_setr_epi16(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0);
-    const __m256i w1 = _mm256_setr_epi16(0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0);
-    const __m256i w2 = _mm256_setr_epi16(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0);
-    const __m256i raise = _mm256_slli_epi16(_mm256_add_epi16(_mm256_add_epi16(w0, w1), w2), 7);
-    const __m256i third = _mm256_maddubs_epi16(_mm256_set1_epi16((uint8_t)q[2] ^ 0x80), _mm256_and_si256(w2, _mm256_set1_epi16(255)));
-    return _mm256_sub_epi16(_mm256_add_epi16(weighted_pair_avx2(q, pair_weights_avx2(w0, w1)), third), raise);
+    __m256i w[3];
+    tl2_patterns_avx2(w);
+    const __m256i pair = weighted_pair_avx2(q, pair_weights_avx2(w[0], w[1]));
+    const __m256i third = _mm256_maddubs_epi16(_mm256_set1_epi16((uint8_t)q[2] ^ 0x80), pair_weights_avx2(w[2], _mm256_setzero_si256()));
+    return _mm256_sub_epi16(_mm256_add_epi16(pair, third), tl2_raise_avx2(w));
 }
 
 /* the tables of those of the columns k0..k1 that are pairs */
@@ -61,8 +74,8 @@ static void tl2_prepare_avx2(const bc_matrix *w, const int8_t *q, int64_t k0, in
 {
     const int64_t three_k = tl2_three_k(w);
     for (int64_t k = k0; k < bc_min(k1, three_k); k += 3)
-        store_planes_avx2(table + k / 3 * 32, table + k / 3 * 32 + 16, tl2_triple_sums_avx2(q + k), 25, 1311);
-    tl2_prepare_pairs_avx2(q, three_k, k0, k1, table + three_k / 3 * 32);
+        store_planes_avx2(table + k / 3 * tl2_triple_bytes_avx2, table + k / 3 * tl2_triple_bytes_avx2 + 16, tl2_triple_sums_avx2(q + k), 25, 1311);
+    tl2_prepare_pairs_avx2(q, three_k, k0, k1, table + three_k / 3 * tl2_triple_bytes_avx2);
 }
 
 BC_INLINE void tl2_fold_avx2(__m256i low, __m256i high, __m256i sum[2])
@@ -130,22 +143,7 @@ BC_INLINE void tl2_pairs_avx2(const bc_matrix *w, int64_t row, const uint8_t *ta
             tl2_pair_block_avx2(pairs, table + k * 16, out + r);
 }
 
-static void tl2_gemv_avx2(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, const uint8_t *table,
-                          int32_t *out)
-{
-    (void)q, (void)q_sum;
-    const int64_t bk = w->tile_cols, three_k = tl2_three_k(w);
-    memset(out, 0, (size_t)(row1 - row0) * sizeof *out);
-    for (int64_t first = row0; first < row1; first += w->tile_rows) {
-        const uint8_t *nibbles = w->data + tl2_nibbles_at(w, first, 0), *words = w->data + tl2_signs_at(w, first, 0);
-        for (int64_t k = 0; k < three_k; k += bk)
-            for (int64_t r = 0; r < w->tile_rows; r += 32) {
-                const int64_t before = k * w->tile_rows + r * bk; /* weights of this row of tiles */
-                tl2_block_avx2(nibbles + before / 6, words + before / 24, table + k / 3 * 32, bk, out + (first - row0 + r));
-            }
-        tl2_pairs_avx2(w, first, table + three_k / 3 * 32, out + (first - row0));
-    }
-}
+#include "tl2_rows.h"
 
 /* 4 triples of 32 rows -> three panel lines of 4 columns */
 BC_INLINE void tl2_lines_avx2(const __m256i *index, const __m256i *sign, uint8_t *panel, int64_t k, int64_t n)

@@ -7,18 +7,15 @@
  * broadcast half a register take a slot of the shuffle unit, which is what limits this kernel.
  */
 
-enum { TL2_TRIPLE_BYTES = 64 }; /* of tables a triple */
+enum { tl2_triple_bytes_avx512vbmi = 64 };
 
 /* tables of four triples, 12 columns */
 BC_INLINE void tl2_tables_avx512vbmi(const int8_t *q, uint8_t *table)
 {
-    /* weights of the 16 sums for the first two columns, as bytes side by side, and for the third */
-    const __m256i w0 = _mm256_setr_epi16(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0);
-    const __m256i w1 = _mm256_setr_epi16(0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0);
-    const __m256i w2 = _mm256_setr_epi16(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0);
-    const __m512i w01 = _mm512_broadcast_i64x4(_mm256_or_si256(w0, _mm256_slli_epi16(w1, 8)));
-    const __m512i w2_ = _mm512_broadcast_i64x4(_mm256_and_si256(w2, _mm256_set1_epi16(255)));
-    const __m512i all = _mm512_broadcast_i64x4(_mm256_add_epi16(_mm256_add_epi16(w0, w1), w2));
+    __m256i w[3];
+    tl2_patterns_avx2(w);
+    const __m512i first_two = _mm512_broadcast_i64x4(pair_weights_avx2(w[0], w[1])), raise = _mm512_broadcast_i64x4(tl2_raise_avx2(w));
+    const __m512i third = _mm512_broadcast_i64x4(pair_weights_avx2(w[2], _mm256_setzero_si256()));
     const __m512i pairs = _mm512_inserti64x4(_mm512_set1_epi16(0x0100), _mm256_set1_epi16(0x0706), 1);
     const __m512i thirds = _mm512_inserti64x4(_mm512_set1_epi16(0x0202), _mm256_set1_epi16(0x0808), 1);
     /* 16 sums of the first triple as bytes low 0..7, high 0..7, low 8..15, high 8..15, then of the second */
@@ -29,8 +26,8 @@ BC_INLINE void tl2_tables_avx512vbmi(const int8_t *q, uint8_t *table)
     for (int i = 0; i < 2; i++, table += 128) {
         const __m512i skip = _mm512_set1_epi8((char)(3 * i));
         const __m512i two = _mm512_permutexvar_epi8(_mm512_add_epi8(pairs, skip), x), one = _mm512_permutexvar_epi8(_mm512_add_epi8(thirds, skip), x);
-        const __m512i sum = _mm512_add_epi16(_mm512_maddubs_epi16(two, w01), _mm512_maddubs_epi16(one, w2_));
-        const __m512i v = _mm512_sub_epi16(sum, _mm512_slli_epi16(all, 7));
+        const __m512i sum = _mm512_add_epi16(_mm512_maddubs_epi16(two, first_two), _mm512_maddubs_epi16(one, third));
+        const __m512i v = _mm512_sub_epi16(sum, raise);
         const __m512i high = _mm512_mulhrs_epi16(v, _mm512_set1_epi16(1311));
         const __m512i low = _mm512_sub_epi16(v, _mm512_mullo_epi16(high, _mm512_set1_epi16(25)));
         const __m512i positive = _mm512_packs_epi16(low, high), negative = _mm512_sub_epi8(_mm512_setzero_si512(), positive);
@@ -43,8 +40,8 @@ static void tl2_prepare_avx512vbmi(const bc_matrix *w, const int8_t *q, int64_t 
 {
     const int64_t three_k = tl2_three_k(w);
     for (int64_t k = k0; k < bc_min(k1, three_k); k += 12)
-        tl2_tables_avx512vbmi(q + k, table + k / 3 * TL2_TRIPLE_BYTES);
-    tl2_prepare_pairs_avx2(q, three_k, k0, k1, table + three_k / 3 * TL2_TRIPLE_BYTES);
+        tl2_tables_avx512vbmi(q + k, table + k / 3 * tl2_triple_bytes_avx512vbmi);
+    tl2_prepare_pairs_avx2(q, three_k, k0, k1, table + three_k / 3 * tl2_triple_bytes_avx512vbmi);
 }
 
 /* constants of a block, which stay in registers */
@@ -97,7 +94,7 @@ BC_INLINE void tl2_rounds_avx512vbmi(const uint8_t *nibbles, const uint8_t *word
     __m512i low = _mm512_setzero_si512(), high = _mm512_setzero_si512();
 #pragma GCC unroll 2
     for (int i = 0; i < n; i++)
-        tl2_round_avx512vbmi(nibbles + i * 128, words + i * 32, table + i * 8 * TL2_TRIPLE_BYTES, c, &low, &high);
+        tl2_round_avx512vbmi(nibbles + i * 128, words + i * 32, table + i * 8 * tl2_triple_bytes_avx512vbmi, c, &low, &high);
     sum[0] = _mm512_add_epi16(sum[0], _mm512_maddubs_epi16(weights, _mm512_unpacklo_epi8(low, high)));
     sum[1] = _mm512_add_epi16(sum[1], _mm512_maddubs_epi16(weights, _mm512_unpackhi_epi8(low, high)));
 }
@@ -108,7 +105,7 @@ BC_INLINE void tl2_block_avx512vbmi(const uint8_t *nibbles, const uint8_t *words
     const tl2_constants c = tl2_constants_avx512vbmi();
     __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     int64_t left = bk / 24;
-    for (; left >= 2; left -= 2, nibbles += 256, words += 64, table += 16 * TL2_TRIPLE_BYTES)
+    for (; left >= 2; left -= 2, nibbles += 256, words += 64, table += 16 * tl2_triple_bytes_avx512vbmi)
         tl2_rounds_avx512vbmi(nibbles, words, table, 2, &c, sum);
     if (left)
         tl2_rounds_avx512vbmi(nibbles, words, table, 1, &c, sum);
@@ -119,20 +116,4 @@ BC_INLINE void tl2_block_avx512vbmi(const uint8_t *nibbles, const uint8_t *words
     }
 }
 
-static void tl2_gemv_avx512vbmi(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, const uint8_t *table,
-                                int32_t *out)
-{
-    (void)q, (void)q_sum;
-    const int64_t bk = w->tile_cols, three_k = tl2_three_k(w);
-    memset(out, 0, (size_t)(row1 - row0) * sizeof *out);
-    for (int64_t first = row0; first < row1; first += w->tile_rows) {
-        const uint8_t *nibbles = w->data + tl2_nibbles_at(w, first, 0), *words = w->data + tl2_signs_at(w, first, 0);
-        for (int64_t k = 0; k < three_k; k += bk)
-            for (int64_t r = 0; r < w->tile_rows; r += 32) {
-                const int64_t before = k * w->tile_rows + r * bk; /* weights of this row of tiles */
-                tl2_block_avx512vbmi(nibbles + before / 6, words + before / 24, table + k / 3 * TL2_TRIPLE_BYTES, bk,
-                                     out + (first - row0 + r));
-            }
-        tl2_pairs_avx2(w, first, table + three_k / 3 * TL2_TRIPLE_BYTES, out + (first - row0));
-    }
-}
+#include "tl2_rows.h"
