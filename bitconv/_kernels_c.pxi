@@ -43,7 +43,7 @@ cdef extern from "csrc/forward.h" nogil:
         void attend_segment(const bc_attention *, int32_t, float *)
         void merge_segments(const bc_attention *, float *, int64_t)
         void dense(const bc_matrix *, int64_t, int64_t, const float *, int64_t, int64_t, float *, int64_t, uint8_t *)
-        void tile(const uint8_t *, const int8_t *, int32_t, int64_t, int32_t *)
+        void tile(const uint8_t *, int32_t, const int8_t *, int32_t, int64_t, int32_t *)
         const char *tile_name
         const bc_ternary *ternary
         int32_t n_ternary

@@ -132,16 +132,18 @@ def panels(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, int
     return np.concatenate(parts, axis=1)
 
 
-def tile(const uint8_t[:, :, ::1] panel, const int8_t[:, :, ::1] tokens, str isa):
-    """int32 [tile, 16]: panel [k/4, 16, 4] times tokens [k/4, tile, 4], tile being 2, 4 or 6."""
-    if panel.shape[0] != tokens.shape[0] or panel.shape[1] != BC_TILE_ROWS or panel.shape[2] != 4 or tokens.shape[2] != 4:
+def tile(const uint8_t[:, :, :, ::1] panel, const int8_t[:, :, ::1] tokens, str isa):
+    """int32 [tile, 16 * row_tiles]: panel [row_tiles, k/4, 16, 4] times tokens [k/4, tile, 4]; tile is 2, 4 or 6, row_tiles 1 or 2."""
+    if (panel.shape[1] != tokens.shape[0] or panel.shape[2] != BC_TILE_ROWS or panel.shape[3] != 4 or tokens.shape[2] != 4
+            or panel.shape[0] not in (1, 2)):
         raise ValueError("wrong shapes")
-    if tokens.shape[1] not in (2, 4, 6) or panel.shape[0] < 1:
+    if tokens.shape[1] not in (2, 4, 6) or tokens.shape[0] < 1:
         raise ValueError("wrong tile")
-    out = np.zeros((tokens.shape[1], BC_TILE_ROWS), dtype=np.int32)
+    out = np.zeros((tokens.shape[1], BC_PANEL_ROWS), dtype=np.int32)
     cdef int32_t[:, ::1] sums = out
-    find_isa(isa).tile(&panel[0, 0, 0], &tokens[0, 0, 0], <int32_t>tokens.shape[1], panel.shape[0] * 4, &sums[0, 0])
-    return out
+    cdef int32_t row_tiles = <int32_t>panel.shape[0]
+    find_isa(isa).tile(&panel[0, 0, 0, 0], row_tiles, &tokens[0, 0, 0], <int32_t>tokens.shape[1], tokens.shape[0] * 4, &sums[0, 0])
+    return out[:, : row_tiles * BC_TILE_ROWS]
 
 
 def dense(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const float[:, ::1] x, str isa):

@@ -58,7 +58,7 @@ def test_same_sign_activations_do_not_wrap_an_accumulator(isa, sign):
     trits = np.ones((rows, cols), dtype=np.int8)
     q = np.full(cols, 127 * sign, dtype=np.int8)
     assert _kernels.gemv(pack_i2_s(trits), rows, cols, I2_S, q, isa).tolist() == [127 * sign * cols] * rows
-    panel = np.full((cols // 4, 16, 4), 2, dtype=np.uint8)
+    panel = np.full((2, cols // 4, 16, 4), 2, dtype=np.uint8)
     tokens = np.full((cols // 4, 6, 4), 127 * sign, dtype=np.int8)
     assert (_kernels.tile(panel, tokens, isa) == 2 * 127 * sign * cols).all()
 
@@ -76,13 +76,13 @@ def test_i2_s_panels_hold_the_codes_of_32_rows(seed, rows, blocks):
             assert np.array_equal(codes[: len(expected)], expected), isa
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 6]), st.integers(1, 150))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 6]), st.integers(1, 2), st.integers(1, 150))
 @settings(max_examples=25, deadline=None)
-def test_tile_kernel_is_the_exact_product(seed, tile, groups):
+def test_tile_kernel_is_the_exact_product(seed, tile, row_tiles, groups):
     rng = np.random.default_rng(seed)
-    panel = rng.integers(0, 3, (groups, 16, 4), dtype=np.uint8)
+    panel = rng.integers(0, 3, (row_tiles, groups, 16, 4), dtype=np.uint8)
     tokens = rng.integers(-127, 128, (groups, tile, 4), dtype=np.int8)
-    expected = np.einsum("gri,gti->tr", panel.astype(np.int64), tokens.astype(np.int64))
+    expected = np.einsum("hgri,gti->thr", panel.astype(np.int64), tokens.astype(np.int64)).reshape(tile, -1)
     for isa in ISAS:
         assert np.array_equal(_kernels.tile(panel, tokens, isa), expected), isa
 

@@ -21,7 +21,7 @@
             : [low] "+x"(low##t), [high] "+x"(high##t), [b] "=&x"(b), [product] "=&x"(product) \
             : [word] "m"(*(const int8_t(*)[4])(x + 4 * t)), [w0] "x"(w0), [w1] "x"(w1));
 #define GEMM_WIDEN(t)                                                                                           \
-    out = (__m256i *)(acc + t * BC_TILE_ROWS);                                                                 \
+    out = (__m256i *)(acc + t * BC_PANEL_ROWS);                                                                 \
     _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(low##t, ones)));       \
     _mm256_storeu_si256(out + 1, _mm256_add_epi32(_mm256_loadu_si256(out + 1), _mm256_madd_epi16(high##t, ones)));
 
@@ -47,7 +47,7 @@ GEMM_TILE(2)
 GEMM_TILE(4)
 GEMM_TILE(6)
 
-static void gemm_tile_avx2(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
+static void gemm_tile16_avx2(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
 {
     if (tile == 6)
         gemm_tile6_avx2(panel, tokens, k, acc);
@@ -56,6 +56,8 @@ static void gemm_tile_avx2(const uint8_t *panel, const int8_t *tokens, int32_t t
     else
         gemm_tile2_avx2(panel, tokens, k, acc);
 }
+
+BC_TILE_BY_ROWS(gemm_tile_avx2, gemm_tile16_avx2)
 
 /* The most that vpmaddubsw + vpaddw can do: 12 independent sums in named registers, because gcc would keep an array in
  * memory. The empty asm makes each product a new one. Returns the multiply-adds done. */

@@ -33,7 +33,7 @@ BC_INLINE void ISA(gemm_tile_n)(const uint8_t *panel, const int8_t *x, int64_t k
     for (int t = 0; t < tile; t++)
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++)
-            sum[t][r] = vld1q_s32(acc + t * BC_TILE_ROWS + 4 * r);
+            sum[t][r] = vld1q_s32(acc + t * BC_PANEL_ROWS + 4 * r);
     for (int64_t g = 0; g < k / 4; g++, panel += BC_TILE_ROWS * 4, x += tile * 4) {
         int8x16_t line[4];
 #pragma GCC unroll 4
@@ -49,10 +49,10 @@ BC_INLINE void ISA(gemm_tile_n)(const uint8_t *panel, const int8_t *x, int64_t k
     for (int t = 0; t < tile; t++)
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++)
-            vst1q_s32(acc + t * BC_TILE_ROWS + 4 * r, sum[t][r]);
+            vst1q_s32(acc + t * BC_PANEL_ROWS + 4 * r, sum[t][r]);
 }
 
-static void ISA(gemm_tile)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
+static void ISA(gemm_tile16)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
 {
     if (tile == 6)
         ISA(gemm_tile_n)(panel, tokens, k, acc, 6);
@@ -61,6 +61,8 @@ static void ISA(gemm_tile)(const uint8_t *panel, const int8_t *tokens, int32_t t
     else
         ISA(gemm_tile_n)(panel, tokens, k, acc, 2);
 }
+
+BC_TILE_BY_ROWS(ISA(gemm_tile), ISA(gemm_tile16))
 
 /* The most that dot can do: 16 independent sums. The empty asm makes each product a new one. Returns the multiply-adds. */
 static int64_t ISA(gemm_peak)(int64_t steps)

@@ -6,11 +6,11 @@
 
 BC_INLINE void ISA(gemm_tile_n)(const uint8_t *panel, const int8_t *x, int64_t k, int32_t *acc, const int tile)
 {
-    __m256i low[BC_MAX_TILE], high[BC_MAX_TILE], *out = (__m256i *)acc;
+    __m256i low[BC_MAX_TILE], high[BC_MAX_TILE];
 #pragma GCC unroll 6
     for (int t = 0; t < tile; t++) {
-        low[t] = _mm256_loadu_si256(out + 2 * t);
-        high[t] = _mm256_loadu_si256(out + 2 * t + 1);
+        low[t] = _mm256_loadu_si256((const __m256i *)(acc + t * BC_PANEL_ROWS));
+        high[t] = _mm256_loadu_si256((const __m256i *)(acc + t * BC_PANEL_ROWS) + 1);
     }
     for (int64_t g = 0; g < k / 4; g++, panel += BC_TILE_ROWS * 4, x += tile * 4) {
         const __m256i w0 = _mm256_loadu_si256((const __m256i *)panel);
@@ -26,12 +26,12 @@ BC_INLINE void ISA(gemm_tile_n)(const uint8_t *panel, const int8_t *x, int64_t k
     }
 #pragma GCC unroll 6
     for (int t = 0; t < tile; t++) {
-        _mm256_storeu_si256(out + 2 * t, low[t]);
-        _mm256_storeu_si256(out + 2 * t + 1, high[t]);
+        _mm256_storeu_si256((__m256i *)(acc + t * BC_PANEL_ROWS), low[t]);
+        _mm256_storeu_si256((__m256i *)(acc + t * BC_PANEL_ROWS) + 1, high[t]);
     }
 }
 
-static void ISA(gemm_tile)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
+static void ISA(gemm_tile16)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
 {
     if (tile == 6)
         ISA(gemm_tile_n)(panel, tokens, k, acc, 6);
@@ -40,6 +40,8 @@ static void ISA(gemm_tile)(const uint8_t *panel, const int8_t *tokens, int32_t t
     else
         ISA(gemm_tile_n)(panel, tokens, k, acc, 2);
 }
+
+BC_TILE_BY_ROWS(ISA(gemm_tile), ISA(gemm_tile16))
 
 /* The most that vpdpbusd can do: 12 independent sums in named registers. Returns the multiply-adds done. */
 #define VNNI256_FOR_12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)

@@ -111,8 +111,9 @@ typedef struct bc_isa {
     void (*finish)(const int32_t *sum, int64_t n, int32_t minus, float act_scale, float weight_scale, const float *residual,
                    float *y);
     void (*widen)(const void *src, int32_t type, int64_t n, float *dst); /* dense row -> float32; row + n of the type */
-    /* acc[t][16] += sum of codes * q over k columns, for a tile of tokens packed as [k/4][tile][4]; |q| <= 127, k % 4 == 0 */
-    void (*tile)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc);
+    /* acc[t][32] += sum of codes * q over k columns, of the first 1 or 2 tiles of 16 rows of a panel, for a tile of tokens
+     * packed as [k/4][tile][4]; |q| <= 127, k % 4 == 0 */
+    void (*tile)(const uint8_t *panel, int32_t row_tiles, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc);
     const char *tile_name;
     int64_t (*peak)(int64_t steps); /* the int8 arithmetic of tile on registers alone, for benchmarks; NULL: none */
     const bc_ternary *ternary;
@@ -192,6 +193,14 @@ static inline void bc_prefetch_far(const uint8_t *from, int64_t bytes)
 }
 
 #define BC_TILE(function) .tile = function, .tile_name = #function
+
+/* a tile kernel from one of 16 rows */
+#define BC_TILE_BY_ROWS(name, rows16)                                                                                        \
+    static void name(const uint8_t *panel, int32_t row_tiles, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)   \
+    {                                                                                                                        \
+        for (int32_t i = 0; i < row_tiles; i++)                                                                              \
+            rows16(panel + i * k * BC_TILE_ROWS, tokens, tile, k, acc + i * BC_TILE_ROWS);                                   \
+    }
 
 /* the beginnings of the streams of rows row0..row1, which lie one after another */
 static inline void bc_begin_rows(const uint8_t *data, int64_t row_bytes, int64_t row0, int64_t row1)

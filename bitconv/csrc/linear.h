@@ -137,25 +137,24 @@ static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *
 /* All tiles of a block of tokens on one unpacked panel. Meanwhile the memory that comes next is fetched: the packed weights
  * of the next panel, and after the last columns the lines that the results go to. */
 static void bc_run_tiles(const bc_isa *isa, const bc_linear *l, const bc_input *in, const uint8_t *panel, int64_t row0, int64_t k0,
-                         int64_t k1, int64_t t0, int64_t n, const bc_linear *next, int64_t next_row0, int32_t *const acc[2])
+                         int64_t k1, int64_t t0, int64_t n, const bc_linear *next, int64_t next_row0, int32_t *acc)
 {
     const int ends = k1 == l->w->cols;
     const bc_matrix *ahead = ends ? next->w : l->w;
     const int64_t next_k0 = ends ? 0 : k1, next_k1 = (ends ? next : l)->ternary->panel_end(ahead, next_k0);
-    const int64_t n_halves = acc[1] ? 2 : 1, steps = n_halves * ((n + BC_MAX_TILE - 1) / BC_MAX_TILE);
-    int64_t step = 0;
-    for (int64_t half = 0; half < n_halves; half++)
-        for (int64_t t = 0; t < n; step++) {
-            const int32_t tile = bc_tile(in->n - t0 - t);
-            for (int64_t i = step * 32 / steps; i < (step + 1) * 32 / steps; i++)
-                (ends ? next : l)->ternary->prefetch(ahead, ends ? next_row0 : row0, next_k0, next_k1, i);
-            if (ends)
-                for (int64_t i = t; i < bc_min(t + tile, n); i++)
-                    __builtin_prefetch(bc_out(l, t0 + i, row0 + half * BC_TILE_ROWS), 1);
-            isa->tile(panel + half * (k1 - k0) * BC_TILE_ROWS, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile, k1 - k0,
-                      acc[half] + t * BC_TILE_ROWS);
-            t += tile;
-        }
+    const int64_t steps = (n + BC_MAX_TILE - 1) / BC_MAX_TILE;
+    const int32_t row_tiles = l->w->rows - row0 > BC_TILE_ROWS ? 2 : 1;
+    for (int64_t t = 0, step = 0; t < n; step++) {
+        const int32_t tile = bc_tile(in->n - t0 - t);
+        for (int64_t i = step * 32 / steps; i < (step + 1) * 32 / steps; i++)
+            (ends ? next : l)->ternary->prefetch(ahead, ends ? next_row0 : row0, next_k0, next_k1, i);
+        if (ends)
+            for (int64_t i = t; i < bc_min(t + tile, n); i++)
+                for (int32_t r = 0; r < row_tiles; r++)
+                    __builtin_prefetch(bc_out(l, t0 + i, row0 + r * BC_TILE_ROWS), 1);
+        isa->tile(panel, row_tiles, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile, k1 - k0, acc + t * BC_PANEL_ROWS);
+        t += tile;
+    }
 }
 
 /* One panel of rows against one block of tokens. The int32 sums are of codes trit + 1, hence the correction. */
@@ -163,22 +162,16 @@ static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *
                          int64_t next_row0)
 {
     _Alignas(64) uint8_t panel[BC_PANEL_ROWS * BC_PANEL_COLS];
-    _Alignas(64) int32_t sums[2][(BC_TOKEN_BLOCK + BC_MAX_TILE) * BC_TILE_ROWS];
-    int32_t *const acc[2] = {sums[0], l->w->rows - row0 > BC_TILE_ROWS ? sums[1] : NULL};
+    _Alignas(64) int32_t acc[(BC_TOKEN_BLOCK + BC_MAX_TILE) * BC_PANEL_ROWS];
     const int64_t n = bc_min(in->n - t0, BC_TOKEN_BLOCK);
-    for (int64_t half = 0; half < 2 && acc[half]; half++)
-        memset(acc[half], 0, sizeof **acc * (size_t)((n + BC_MAX_TILE) * BC_TILE_ROWS));
+    memset(acc, 0, sizeof *acc * (size_t)((n + BC_MAX_TILE) * BC_PANEL_ROWS));
     for (int64_t k0 = 0, k1; k0 < l->w->cols; k0 = k1) {
         k1 = l->ternary->panel_end(l->w, k0);
         l->ternary->panel(l->w, row0, k0, k1, panel);
         bc_run_tiles(isa, l, in, panel, row0, k0, k1, t0, n, next, next_row0, acc);
     }
     for (int64_t t = 0; t < n; t++)
-        for (int64_t half = 0; half < 2 && acc[half]; half++) {
-            const int64_t first = row0 + half * BC_TILE_ROWS;
-            bc_finish(isa, l, in, t0 + t, first, bc_min(l->w->rows - first, BC_TILE_ROWS), acc[half] + t * BC_TILE_ROWS,
-                      in->sum[t0 + t]);
-        }
+        bc_finish(isa, l, in, t0 + t, row0, bc_min(l->w->rows - row0, BC_PANEL_ROWS), acc + t * BC_PANEL_ROWS, in->sum[t0 + t]);
 }
 
 /* Rows row0..row1 of a product for one block of tokens. next and next_row0 are what this thread will probably do then. */

@@ -28,7 +28,7 @@ def _cases(rng: np.random.Generator) -> dict[str, Callable[[str], np.ndarray]]:
     x = rng.standard_normal((5, cols)).astype(np.float32)
     halves = rng.standard_normal((rows, cols)).astype(np.float16).view(np.uint8).reshape(-1)
     tokens = rng.integers(-127, 128, (cols // 4, 6, 4), dtype=np.int8)
-    panel = rng.integers(0, 3, (cols // 4, 16, 4), dtype=np.uint8)
+    panel = rng.integers(0, 3, (2, cols // 4, 16, 4), dtype=np.uint8)
     q, k, v = (rng.standard_normal((n, 100)).astype(np.float32) for n in (2, 77, 77))
     cases: dict[str, Callable[[str], np.ndarray]] = {
         "activation codes": lambda isa: _kernels.quantise(x[0], isa)[0],

@@ -246,19 +246,21 @@ static void check_tile(const bc_isa *isa)
 {
     for (int32_t tile = 2; tile <= BC_MAX_TILE; tile += 2)
         for (int64_t k = 4; k <= 1024; k = k < 40 ? k + 4 : k * 2)
-            for (int extreme = -1; extreme < 2; extreme++) { /* all codes 2 times all -127 or 127; or random ones */
-                const int64_t bytes = tile * BC_TILE_ROWS * 4;
-                uint8_t *panel = take(k * BC_TILE_ROWS);
+            for (int mode = 0; mode < 6; mode++) {
+                const int extreme = mode % 3 - 1; /* all codes 2 times all -127 or 127; or random ones */
+                const int32_t row_tiles = 1 + mode / 3;
+                const int64_t bytes = tile * BC_PANEL_ROWS * 4;
+                uint8_t *panel = take(k * BC_TILE_ROWS * row_tiles);
                 int8_t *tokens = take(k * tile);
                 int32_t *want = (int32_t *)take_bytes(bytes), *got = take(bytes);
-                for (int64_t i = 0; i < k * BC_TILE_ROWS; i++)
+                for (int64_t i = 0; i < k * BC_TILE_ROWS * row_tiles; i++)
                     panel[i] = extreme ? 2 : (uint8_t)random_in(0, 2);
                 for (int64_t i = 0; i < k * tile; i++)
                     tokens[i] = (int8_t)(extreme ? extreme * 127 : random_in(-127, 127));
                 for (int64_t i = 0; i < bytes / 4; i++)
                     got[i] = want[i] /= 2; /* any sums so far, with room for these */
-                isa_scalar.tile(panel, tokens, tile, k, want);
-                isa->tile(panel, tokens, tile, k, got);
+                isa_scalar.tile(panel, row_tiles, tokens, tile, k, want);
+                isa->tile(panel, row_tiles, tokens, tile, k, got);
                 expect(!memcmp(want, got, (size_t)bytes));
             }
     report(isa, "tile");
