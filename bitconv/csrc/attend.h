@@ -17,24 +17,31 @@ static void *bc_head_values(const bc_run *run, int32_t sequence, int32_t layer, 
     return run->cache->v + index * (run->cache->n_ctx / BC_KEYS) * bc_value_block_bytes(run->cache->type, run->model->head_dim);
 }
 
-/* RoPE on the queries and keys of one key/value head and its query heads; keys and values go to the cache. */
-static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
+/* RoPE on the queries and keys of one token and key/value head and its query heads; key and value go to the cache. */
+static void bc_rotate_token(bc_run *run, int32_t layer, int64_t t, int32_t head)
 {
     const bc_model *m = run->model;
     const bc_batch *b = run->batch;
     const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
-    for (int64_t task; (task = bc_next_task(thread)) < b->n * m->n_kv_heads;) {
-        const int64_t t = task / m->n_kv_heads;
-        const int32_t head = (int32_t)(task % m->n_kv_heads);
-        float *q = run->s.qkv + t * bc_qkv_width(m), *k = q + bc_attention_width(m) + (int64_t)head * dim;
-        const float *v = k + (int64_t)m->n_kv_heads * dim;
-        const float *cos = run->cache->cos + (int64_t)b->position[t] * (dim / 2);
-        const float *sin = run->cache->sin + (int64_t)b->position[t] * (dim / 2);
-        for (int32_t i = 0; i < group; i++)
-            m->isa->rope(q + (int64_t)(head * group + i) * dim, cos, sin, dim, m->interleaved);
-        m->isa->rope(k, cos, sin, dim, m->interleaved);
-        m->isa->store_kv(k, v, dim, run->cache->type, b->position[t], bc_head_keys(run, b->sequence[t], layer, head),
-                         bc_head_values(run, b->sequence[t], layer, head));
+    float *q = run->s.qkv + t * bc_qkv_width(m), *k = q + bc_attention_width(m) + (int64_t)head * dim;
+    const float *v = k + (int64_t)m->n_kv_heads * dim;
+    const float *cos = run->cache->cos + (int64_t)b->position[t] * (dim / 2);
+    const float *sin = run->cache->sin + (int64_t)b->position[t] * (dim / 2);
+    for (int32_t i = 0; i < group; i++)
+        m->isa->rope(q + (int64_t)(head * group + i) * dim, cos, sin, dim, m->interleaved);
+    m->isa->rope(k, cos, sin, dim, m->interleaved);
+    m->isa->store_kv(k, v, dim, run->cache->type, b->position[t], bc_head_keys(run, b->sequence[t], layer, head),
+                     bc_head_values(run, b->sequence[t], layer, head));
+}
+
+/* A task takes tokens in a row: a line of the key cache holds 32 of them and would wander between the cores. */
+static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
+{
+    const int64_t heads = run->model->n_kv_heads, n = run->batch->n, together = n < BC_GEMM_TOKENS ? 1 : BC_KEYS / 2;
+    for (int64_t task; (task = bc_next_task(thread)) < (n + together - 1) / together * heads;) {
+        const int64_t first = task / heads * together;
+        for (int64_t t = first; t < bc_min(first + together, n); t++)
+            bc_rotate_token(run, layer, t, (int32_t)(task % heads));
     }
     bc_barrier(thread);
 }

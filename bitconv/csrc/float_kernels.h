@@ -103,24 +103,26 @@ BC_INLINE int ISA(absmax)(const float *x, int64_t n, float least, float *result)
 static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, float *scale, int32_t *sum)
 {
     float tmp[BC_LANES], m;
-    *sum = 0;
+    int8_t codes[BC_LANES];
+    int32_t total = 0; /* not in *sum, whose line other cores write too */
     if (!ISA(absmax)(x, n, 1e-5f, &m)) {
         memset(q, 0, (size_t)n_pad);
         *scale = 1.0f;
+        *sum = 0;
         return 1;
     }
     *scale = (1.0f / m) * 127.0f;
     const VF s = ISA(vf_set1)(*scale);
     for (int64_t i = 0; i < n; i += BC_LANES) {
-        int8_t codes[BC_LANES];
+        const int whole = n - i >= BC_LANES;
         const float *p = ISA(lanes_at)(x, i, n, tmp);
+        int8_t *to = whole ? q + i : codes;
         for (int v = 0; v < NV; v++)
-            *sum += ISA(vf_store_i8)(codes + v * VL, ISA(vf_round)(ISA(vf_mul)(ISA(vf_load)(p + v * VL), s)));
-        if (n - i >= BC_LANES)
-            memcpy(q + i, codes, BC_LANES); /* of a size that compilers know */
-        else
+            total += ISA(vf_store_i8)(to + v * VL, ISA(vf_round)(ISA(vf_mul)(ISA(vf_load)(p + v * VL), s)));
+        if (!whole)
             memcpy(q + i, codes, (size_t)(n - i));
     }
+    *sum = total;
     memset(q + n, 0, (size_t)(n_pad - n));
     return 0;
 }

@@ -24,63 +24,69 @@ static void bc_embed(bc_run *run, bc_thread *thread)
     bc_barrier(thread);
 }
 
-static void bc_trace(bc_run *run, const bc_input *in, int32_t layer, int site, int64_t t)
+static void bc_trace(bc_run *run, const bc_input *in, const int8_t *codes, int32_t layer, int site, int64_t t)
 {
     const bc_batch *b = run->batch;
     if (!b->trace_codes[site])
         return;
-    memcpy(b->trace_codes[site] + (layer * b->n + t) * in->codes_stride, in->codes + t * in->codes_stride, (size_t)in->codes_stride);
+    memcpy(b->trace_codes[site] + (layer * b->n + t) * in->codes_stride, codes, (size_t)in->codes_stride);
     b->trace_scale[((int64_t)layer * BC_SITES + site) * b->n + t] = in->scale[t];
 }
 
-/* One token of the input of a site: the norm (if any), then the codes. */
-static void bc_prepare_token(bc_run *run, int32_t layer, int site, const float *src, const float *norm, const bc_input *in, int64_t t)
+/* One token of the input of a site: the norm (if any) into row [ldx], then the codes [codes_stride]. */
+static void bc_prepare_token(bc_run *run, int32_t layer, int site, const float *src, const float *norm, const bc_input *in, int64_t t,
+                             float *row, int8_t *codes)
 {
     const bc_isa *isa = run->model->isa;
-    float *row = in->x + t * in->ldx;
     if (norm) {
         isa->norm(src, norm, run->model->eps, in->cols, row);
     } else {
         memcpy(row, src, (size_t)in->cols * sizeof *row);
         memset(row + in->cols, 0, (size_t)(in->ldx - in->cols) * sizeof *row);
     }
-    if (isa->quantise(row, in->cols, in->codes_stride, in->codes + t * in->codes_stride, in->scale + t, in->sum + t))
+    if (isa->quantise(row, in->cols, in->codes_stride, codes, in->scale + t, in->sum + t))
         bc_report_bad(run, layer * BC_SITES + site);
 }
 
 /* Make the input of a site, all tokens in every thread where they are few, else together and with a barrier. */
 static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src,
-                       const float *norm, bc_input *in)
+                       const float *norm, int any_dense, bc_input *in)
 {
     const bc_model *m = run->model;
     const bc_scratch *s = &run->s;
     const int64_t cols = bc_site_width(m, site), stride = bc_round_up(cols, 128), n = run->batch->n;
     uint8_t *own = s->own + thread->index * s->own_bytes;
-    *in = (bc_input){n, cols, stride, s->normed, bc_round_up(cols, BC_LANES), s->codes, s->tiles, s->scale, s->sum, NULL, own, NULL};
+    *in = (bc_input){n, cols, stride, NULL, bc_round_up(cols, BC_LANES), NULL, s->tiles, s->scale, s->sum, NULL, own, NULL};
     own += bc_dense_work(bc_widest(m));
     in->gated = (float *)own, own += 2 * BC_GATED_FLOATS * 4;
+    float *const x = (float *)own; /* of BC_GEMM_TOKENS - 1, at least a tile */
+    own += (BC_GEMM_TOKENS - 1) * bc_widest(m) * 4;
+    int8_t *const codes = (int8_t *)own;
+    own += (BC_GEMM_TOKENS - 1) * bc_widest(m);
     if (n < BC_GEMM_TOKENS) {
-        in->x = (float *)own, own += (BC_GEMM_TOKENS - 1) * bc_widest(m) * 4;
-        in->codes = (int8_t *)own, own += (BC_GEMM_TOKENS - 1) * bc_widest(m);
+        in->x = x, in->codes = codes;
         in->scale = (float *)own, in->sum = (int32_t *)(in->scale + BC_GEMM_TOKENS), own += (BC_GEMM_TOKENS - 1) * 64;
         in->tables = own;
         for (int64_t t = 0; t < n; t++) {
-            bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t);
+            bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t, x + t * in->ldx, codes + t * stride);
             if (thread->index == 0)
-                bc_trace(run, in, layer, site, t);
+                bc_trace(run, in, codes + t * stride, layer, site, t);
         }
         return;
     }
+    in->x = any_dense ? s->normed : NULL;
     for (int64_t task; (task = bc_next_task(thread)) * BC_MAX_TILE < n;) {
         const int64_t t0 = task * BC_MAX_TILE;
         for (int64_t t = t0; t < bc_min(t0 + BC_MAX_TILE, n); t++) {
-            bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t);
-            bc_trace(run, in, layer, site, t);
+            int8_t *mine = codes + (t - t0) * stride; /* only the packed tile leaves this core's cache */
+            bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t, any_dense ? in->x + t * in->ldx : x, mine);
+            bc_trace(run, in, mine, layer, site, t);
         }
-        bc_pack_tile(in, t0, bc_tile(n - t0));
+        bc_pack_tile(in, codes, t0, bc_tile(n - t0));
     }
     bc_barrier(thread);
 }
+_Static_assert((int)BC_GEMM_TOKENS > BC_MAX_TILE, "what a thread has for the tokens of a decode step holds a tile");
 
 static bc_linear bc_linear_of(const bc_model *m, const bc_matrix *w, float *out, int64_t ldo, const float *residual)
 {
@@ -98,7 +104,10 @@ static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, con
         const int64_t rows = bc_cut_rows(linears->w->rows, bc_row_step(linears), &in, thread->size).rows;
         bc_begin(linears, thread->index * rows, rows);
     }
-    bc_prepare(run, thread, layer, site, src, ld_src, norm, &in);
+    int any_dense = 0;
+    for (int i = 0; i < n; i++)
+        any_dense |= !linears[i].ternary;
+    bc_prepare(run, thread, layer, site, src, ld_src, norm, any_dense, &in);
     bc_build_tables(linears, n, &in);
     if (product)
         bc_apply_gated(run->model->isa, thread, linears, linears + 1, &in, product);

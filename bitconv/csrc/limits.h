@@ -155,7 +155,7 @@ static double bc_time_linears(bc_linear_job *job, int32_t threads)
 {
     const bc_input *in = job->in;
     for (int64_t t = 0; in->n >= BC_GEMM_TOKENS && t < in->n; t += bc_tile(in->n - t))
-        bc_pack_tile(in, t, bc_tile(in->n - t));
+        bc_pack_tile(in, in->codes + t * in->codes_stride, t, bc_tile(in->n - t));
     return bc_time_team(threads, bc_linear_work, job);
 }
 

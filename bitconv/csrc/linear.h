@@ -18,10 +18,10 @@ _Static_assert((int)BC_GATED_FLOATS >= BC_TOKEN_BLOCK * BC_PANEL_ROWS, "a prefil
 /* the inputs of a site: n rows of cols features, as float32 for dense weights and as int8 codes for ternary ones */
 typedef struct {
     int64_t n, cols, codes_stride; /* codes_stride = cols padded to 128 with zero codes */
-    float *x;                      /* [n][ldx], zero past cols */
+    float *x;                      /* [n][ldx], zero past cols; where there are dense weights or few tokens */
     int64_t ldx;
-    int8_t *codes;                 /* [n][codes_stride] */
-    int8_t *tiles;                 /* the same codes as [tile][codes_stride/4][tokens of the tile][4]; from BC_GEMM_TOKENS on */
+    int8_t *codes;                 /* [n][codes_stride], for less than BC_GEMM_TOKENS */
+    int8_t *tiles;                 /* else the codes as [tile][codes_stride/4][tokens of the tile][4] */
     float *scale;                  /* [n]; x ~= codes / scale */
     int32_t *sum;                  /* [n]; the sum of the codes */
     uint8_t *tables;               /* this thread's, [BC_MAX_LINEARS][BC_GEMM_TOKENS - 1][codes_stride * BC_TABLE_BYTES] for decode */
@@ -46,14 +46,14 @@ static inline float *bc_out(const bc_linear *l, int64_t t, int64_t row) { return
  * starts at every sixth token and none crosses a block of BC_TOKEN_BLOCK. */
 static inline int32_t bc_tile(int64_t left) { return left >= 5 ? 6 : left >= 3 ? 4 : 2; }
 
-/* Pack the codes of one tile of tokens; tokens past the last are zeros. */
-static void bc_pack_tile(const bc_input *in, int64_t t0, int32_t tile)
+/* Pack codes [tokens][codes_stride] of the tile of tokens that begins with t0; tokens past the last are zeros. */
+static void bc_pack_tile(const bc_input *in, const int8_t *codes, int64_t t0, int32_t tile)
 {
     int8_t *dst = in->tiles + t0 * in->codes_stride;
     for (int32_t t = 0; t < tile; t++)
         for (int64_t g = 0; g < in->codes_stride / 4; g++) {
             if (t0 + t < in->n)
-                memcpy(dst + (g * tile + t) * 4, in->codes + (t0 + t) * in->codes_stride + g * 4, 4);
+                memcpy(dst + (g * tile + t) * 4, codes + t * in->codes_stride + g * 4, 4);
             else
                 memset(dst + (g * tile + t) * 4, 0, 4);
         }
@@ -135,7 +135,7 @@ static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *
 }
 
 /* All tiles of a block of tokens on one unpacked panel. Meanwhile the memory that comes next is fetched: the packed weights
- * of the next panel, and after the last columns the lines that the results go to. */
+ * of the next panel, and after the last columns the lines that the results go to and those they are added to. */
 static void bc_run_tiles(const bc_isa *isa, const bc_linear *l, const bc_input *in, const uint8_t *panel, int64_t row0, int64_t k0,
                          int64_t k1, int64_t t0, int64_t n, const bc_linear *next, int64_t next_row0, int32_t *acc)
 {
@@ -150,8 +150,11 @@ static void bc_run_tiles(const bc_isa *isa, const bc_linear *l, const bc_input *
             (ends ? next : l)->ternary->prefetch(ahead, ends ? next_row0 : row0, next_k0, next_k1, i);
         if (ends)
             for (int64_t i = t; i < bc_min(t + tile, n); i++)
-                for (int32_t r = 0; r < row_tiles; r++)
-                    __builtin_prefetch(bc_out(l, t0 + i, row0 + r * BC_TILE_ROWS), 1);
+                for (int64_t row = row0; row < row0 + row_tiles * BC_TILE_ROWS; row += BC_TILE_ROWS) {
+                    __builtin_prefetch(bc_out(l, t0 + i, row), 1);
+                    if (l->residual)
+                        __builtin_prefetch(l->residual + (t0 + i) * l->ldo + row);
+                }
         isa->tile(panel, row_tiles, in->tiles + (t0 + t) * in->codes_stride + k0 * tile, tile, k1 - k0, acc + t * BC_PANEL_ROWS);
         t += tile;
     }

@@ -47,7 +47,7 @@ typedef struct {
 typedef struct {
     float *x, *x_next, *normed, *qkv, *attended, *gate, *scale;
     int32_t *sum;
-    int8_t *codes, *tiles;
+    int8_t *tiles;
     uint8_t *own; /* [thread][own_bytes], what each thread makes for itself */
     int64_t own_bytes;
 } bc_scratch;
@@ -107,7 +107,6 @@ static int64_t bc_scratch_layout(const bc_model *m, int64_t n, int32_t threads, 
     BC_TAKE(gate, n * ffn * 4);
     BC_TAKE(scale, n * 4);
     BC_TAKE(sum, n * 4);
-    BC_TAKE(codes, n * bc_widest(m));
     BC_TAKE(tiles, (n + BC_MAX_TILE) * bc_widest(m));
     s->own_bytes = bc_dense_work(bc_widest(m)) + 2 * BC_GATED_FLOATS * 4 + (BC_GEMM_TOKENS - 1) * (bc_own_token(m) + bc_tables_bytes(m));
     BC_TAKE(own, threads * s->own_bytes);
