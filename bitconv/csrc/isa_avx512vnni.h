@@ -23,14 +23,13 @@
 #pragma GCC pop_options
 #endif
 
-/* prefill unpacks panels as AVX2 does */
-#define BC_VNNI(type, prefix, step, prepare)                                                                                       \
-    {type, #prefix "_gemv_avx512vnni", #prefix "_panel_avx2", prefix##_gemv_avx512vnni, prefix##_panel_avx2,                  \
-     bc_plain_panel_end, prefix##_begin, prefix##_prefetch, step, prepare}
+#define BC_VNNI(type, prefix, panels)                                                                                            \
+    {type, #prefix "_gemv_avx512vnni", #prefix "_panel_" #panels, prefix##_gemv_avx512vnni, prefix##_panel_##panels,               \
+     bc_plain_panel_end, prefix##_begin, prefix##_prefetch, bc_any_row_step, NULL}
 static const bc_ternary ternary_avx512vnni[] = {
-    BC_VNNI(BC_I2_S, i2_s, bc_any_row_step, NULL),
-    BC_VNNI(BC_TQ1_0, tq1_0, bc_any_row_step, NULL),
-    BC_VNNI(BC_TQ2_0, tq2_0, bc_any_row_step, NULL),
+    BC_VNNI(BC_I2_S, i2_s, avx2),
+    BC_VNNI(BC_TQ1_0, tq1_0, avx512vnni),
+    BC_VNNI(BC_TQ2_0, tq2_0, avx2),
 };
 #undef BC_VNNI
 

@@ -116,19 +116,15 @@ BC_INLINE void store_line_avx2(uint8_t *panel, const __m256i line[2])
 static void tl1_panel_avx2(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel)
 {
     const int64_t by = 256 / w->micro_rows, n = k1 - k0;
-    for (int64_t k = k0; k < k1; k += by) {
+    for (int64_t k = k0; k < k1;) {
         const uint8_t *data = w->data + tl1_at(w, row0, k);
-        for (int half = 0; half < 2; half++) {
-            __m256i lines[2][2];
-            if (by == 8) { /* lanes: the same 16 rows, columns k..k+3 and k+4..k+7 */
+        for (const int64_t end = bc_min(k1, (k / w->tile_cols + 1) * w->tile_cols); k < end; k += by, data += 64)
+            for (int half = 0; half < by / 4; half++) {
+                __m256i lines[2][2];
                 tl_pair_lines_avx2(_mm256_loadu_si256((const __m256i *)data + half), lines);
+                /* by = 8: the lanes are the same 16 rows, columns k..k+3 and k+4..k+7; by = 4: rows 0..15 and 16..31 */
                 store_line_avx2(panel + bc_panel_at(half * 16, k - k0, n), lines[0]);
-                store_line_avx2(panel + bc_panel_at(half * 16, k - k0 + 4, n), lines[1]);
-            } else if (half == 0) { /* lanes: rows 0..15 and 16..31 */
-                tl_pair_lines_avx2(_mm256_loadu_si256((const __m256i *)data), lines);
-                store_line_avx2(panel + bc_panel_at(0, k - k0, n), lines[0]);
-                store_line_avx2(panel + bc_panel_at(16, k - k0, n), lines[1]);
+                store_line_avx2(panel + (by == 8 ? bc_panel_at(half * 16, k - k0 + 4, n) : bc_panel_at(16, k - k0, n)), lines[1]);
             }
-        }
     }
 }

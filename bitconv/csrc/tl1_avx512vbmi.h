@@ -77,3 +77,43 @@ BC_INLINE void tl1_add_rows_avx512vbmi(int32_t *out, const tl1_sums_avx512vbmi *
 }
 
 #include "tl1_rows.h"
+
+/* Bytes of pairs -> a panel line of 4 columns of 16 rows. spread: where the byte of each row is in v, for the four bytes of its dword. */
+BC_INLINE __m512i tl_pair_line_avx512vbmi(__m512i v, __m512i spread)
+{
+    const __m512i mask = _mm512_set1_epi8(15), odd = _mm512_set1_epi16(0x1000), nibble = _mm512_set1_epi64(0x2020242400000404);
+    const __m128i div3 = _mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0);
+    const __m128i mod3 = _mm_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i codes = _mm512_castsi256_si512(_mm256_set_m128i(mod3, div3)); /* of even and of odd columns */
+    const __m512i nibbles = _mm512_multishift_epi64_epi8(nibble, _mm512_permutexvar_epi8(spread, v));
+    return _mm512_permutexvar_epi8(_mm512_ternarylogic_epi64(mask, nibbles, odd, 0xca), codes);
+}
+
+/* the numbers from..from+7 and then..then+7, each four times: a place for the bytes of 16 rows */
+BC_INLINE __m512i tl_spread_avx512vbmi(int from, int then)
+{
+    const __m512i rows = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, then - from, then - from + 1, then - from + 2, then - from + 3,
+                                           then - from + 4, then - from + 5, then - from + 6, then - from + 7);
+    return _mm512_mullo_epi32(_mm512_add_epi32(rows, _mm512_set1_epi32(from)), _mm512_set1_epi32(0x01010101));
+}
+
+static void tl1_panel_avx512vbmi(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel)
+{
+    const int64_t by = 256 / w->micro_rows, n = k1 - k0;
+    __m512i spread[4];
+    for (int i = 0; i < 4; i++)
+        spread[i] = tl_spread_avx512vbmi(16 * i, 16 * i + 8);
+    for (int64_t k = k0; k < k1;) {
+        const uint8_t *data = w->data + tl1_at(w, row0, k);
+        for (const int64_t end = bc_min(k1, (k / w->tile_cols + 1) * w->tile_cols); k < end; k += by, data += 64)
+            if (by == 8) { /* rows 0..15 of columns k..k+3 and k+4..k+7, then rows 16..31 */
+                const __m512i v = _mm512_loadu_si512(data);
+                for (int i = 0; i < 4; i++)
+                    _mm512_storeu_si512(panel + bc_panel_at(i / 2 * 16, k - k0 + i % 2 * 4, n), tl_pair_line_avx512vbmi(v, spread[i]));
+            } else {
+                const __m512i v = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)data));
+                for (int i = 0; i < 2; i++)
+                    _mm512_storeu_si512(panel + bc_panel_at(i * 16, k - k0, n), tl_pair_line_avx512vbmi(v, spread[i]));
+            }
+    }
+}

@@ -172,18 +172,20 @@ static void tl2_panel_avx2(const bc_matrix *w, int64_t row0, int64_t k0, int64_t
 {
     const __m256i mask = _mm256_set1_epi8(15);
     const int64_t three_k = tl2_three_k(w), n = k1 - k0;
-    for (int64_t k = k0; k < bc_min(k1, three_k); k += 24) {
-        const uint8_t *nibbles = w->data + tl2_nibbles_at(w, row0, k);
-        const __m256i signs = tl2_signs_avx2(w->data + tl2_signs_at(w, row0, k));
-        __m256i index[8], sign[8];
+    for (int64_t tile = k0; tile < bc_min(k1, three_k); tile += w->tile_cols) {
+        const uint8_t *nibbles = w->data + tl2_nibbles_at(w, row0, tile), *words = w->data + tl2_signs_at(w, row0, tile);
+        for (int64_t k = tile; k < tile + w->tile_cols; k += 24, nibbles += 128, words += 32) {
+            const __m256i signs = tl2_signs_avx2(words);
+            __m256i index[8], sign[8];
 #pragma GCC unroll 8
-        for (int q = 0; q < 8; q++) {
-            const __m256i v = _mm256_loadu_si256((const __m256i *)(nibbles + q / 2 * 32));
-            index[q] = _mm256_and_si256(q % 2 ? v : _mm256_srli_epi16(v, 4), mask);
-            sign[q] = tl2_sign_avx2(signs, q);
+            for (int q = 0; q < 8; q++) {
+                const __m256i v = _mm256_loadu_si256((const __m256i *)(nibbles + q / 2 * 32));
+                index[q] = _mm256_and_si256(q % 2 ? v : _mm256_srli_epi16(v, 4), mask);
+                sign[q] = tl2_sign_avx2(signs, q);
+            }
+            tl2_lines_avx2(index, sign, panel, k - k0, n);
+            tl2_lines_avx2(index + 4, sign + 4, panel, k - k0 + 12, n);
         }
-        tl2_lines_avx2(index, sign, panel, k - k0, n);
-        tl2_lines_avx2(index + 4, sign + 4, panel, k - k0 + 12, n);
     }
     for (int64_t k = k0 < three_k ? k1 : k0; k < k1; k += 4) {
         __m256i x[2][2];

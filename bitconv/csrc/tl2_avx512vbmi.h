@@ -117,3 +117,56 @@ BC_INLINE void tl2_block_avx512vbmi(const uint8_t *nibbles, const uint8_t *words
 }
 
 #include "tl2_rows.h"
+
+/* the codes of 13 +- |t|, two bits each */
+#define TL2_CODES(t) (uint8_t)((t) / 9 % 3 | (t) / 3 % 3 << 2 | (t) % 3 << 4)
+static const uint8_t tl2_codes[32] = {
+    TL2_CODES(13), TL2_CODES(14), TL2_CODES(15), TL2_CODES(16), TL2_CODES(17), TL2_CODES(18), TL2_CODES(19), TL2_CODES(20),
+    TL2_CODES(21), TL2_CODES(22), TL2_CODES(23), TL2_CODES(24), TL2_CODES(25), TL2_CODES(26), 0,             0,
+    TL2_CODES(13), TL2_CODES(12), TL2_CODES(11), TL2_CODES(10), TL2_CODES(9),  TL2_CODES(8),  TL2_CODES(7),  TL2_CODES(6),
+    TL2_CODES(5),  TL2_CODES(4),  TL2_CODES(3),  TL2_CODES(2),  TL2_CODES(1),  TL2_CODES(0),  0,             0,
+};
+
+/* Panel lines of 24 columns of 32 rows. Each row gets a dword of four triples: first nibble + 16 * sign, then six bits of codes,
+ * from which the bytes of three lines are cut. */
+BC_INLINE void tl2_lines_avx512vbmi(const uint8_t *nibbles, const uint8_t *words, uint8_t *panel, int64_t k, int64_t n)
+{
+    const __m512i codes = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)tl2_codes));
+    const __m512i signs = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)words));
+    const __m512i nibble = _mm512_set1_epi64(0x3834282418140804), second = _mm512_set1_epi32(0x20200000);
+    /* where eight bits begin whose fifth is the sign of triples 0..3 of rows 0..15: 15 - 2 * triple - 4 */
+    const __m512i bit = _mm512_set1_epi64(0x2527292b0507090b);
+    const __m512i cut[3] = {_mm512_set1_epi64(0x2824222008040200), _mm512_set1_epi64(0x32302c2a12100c0a), _mm512_set1_epi64(0x3c3a38341c1a1814)};
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        const __m512i spread = _mm512_add_epi8(half ? tl_spread_avx512vbmi(8, 24) : tl_spread_avx512vbmi(0, 16), second);
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; part++) { /* of 12 columns */
+            const __m512i rows = _mm512_permutexvar_epi8(spread, _mm512_loadu_si512(nibbles + 64 * part));
+            const __m512i magnitude = _mm512_multishift_epi64_epi8(nibble, rows);
+            const __m512i sign = _mm512_multishift_epi64_epi8(_mm512_sub_epi8(bit, _mm512_set1_epi8((char)(8 * part + half))), signs);
+            const __m512i index = _mm512_ternarylogic_epi64(_mm512_set1_epi8(15), magnitude, sign, 0xca);
+            const __m512i triples = _mm512_permutexvar_epi8(index, codes);
+#pragma GCC unroll 3
+            for (int i = 0; i < 3; i++)
+                _mm512_storeu_si512(panel + bc_panel_at(16 * half, k + 12 * part + 4 * i, n),
+                                    _mm512_and_si512(_mm512_multishift_epi64_epi8(cut[i], triples), _mm512_set1_epi8(3)));
+        }
+    }
+}
+
+static void tl2_panel_avx512vbmi(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel)
+{
+    const int64_t three_k = tl2_three_k(w), n = k1 - k0;
+    for (int64_t tile = k0; tile < bc_min(k1, three_k); tile += w->tile_cols) {
+        const uint8_t *nibbles = w->data + tl2_nibbles_at(w, row0, tile), *words = w->data + tl2_signs_at(w, row0, tile);
+        for (int64_t k = 0; k < w->tile_cols; k += 24, nibbles += 128, words += 32)
+            tl2_lines_avx512vbmi(nibbles, words, panel, tile - k0 + k, n);
+    }
+    for (int64_t k = k0 < three_k ? k1 : k0; k < k1; k += 4) {
+        const uint8_t *pairs = w->data + tl2_pairs_at(w, row0, k - three_k);
+        const __m512i v = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)pairs));
+        _mm512_storeu_si512(panel + bc_panel_at(0, k - k0, n), tl_pair_line_avx512vbmi(v, tl_spread_avx512vbmi(0, 16)));
+        _mm512_storeu_si512(panel + bc_panel_at(16, k - k0, n), tl_pair_line_avx512vbmi(v, tl_spread_avx512vbmi(8, 24)));
+    }
+}

@@ -86,9 +86,9 @@ static void tl2_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k
             bc_prefetch(w->data + tl2_pairs_at(w, row, k0 - tl2_three_k(w) + i * 8), 256);
         return;
     }
-    for (int64_t k = k0 + i * 24; k < k1; k += 32 * 24) {
-        bc_prefetch(w->data + tl2_nibbles_at(w, row, k), 128);
-        bc_prefetch(w->data + tl2_signs_at(w, row, k), 32);
+    for (int64_t k = k0 + i * w->tile_cols; k < k1; k += 32 * w->tile_cols) { /* tile by tile */
+        bc_prefetch(w->data + tl2_nibbles_at(w, row, k), w->tile_cols / 6 * 32);
+        bc_prefetch(w->data + tl2_signs_at(w, row, k), w->tile_cols / 24 * 32);
     }
 }
 

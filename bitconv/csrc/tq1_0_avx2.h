@@ -56,21 +56,40 @@ static void tq1_0_gemv_avx2(const bc_matrix *w, int64_t row0, int64_t row1, cons
     }
 }
 
+/* Four bytes of each of 8 rows, side by side: the bytes 0..31 of a block and its bytes 20..51. A dword of digits of x[j] and of
+ * x[8 + j] is a part of a panel line. */
+BC_INLINE void tq1_0_rows_avx2(const bc_matrix *w, int64_t row0, int64_t k, __m256i x[16])
+{
+    for (int i = 0; i < 8; i++) {
+        const uint8_t *block = w->data + (bc_min(row0 + i, w->rows - 1) * w->cols + k) / 256 * TQ1_0_BLOCK;
+        x[i] = _mm256_loadu_si256((const __m256i *)block);
+        x[8 + i] = _mm256_loadu_si256((const __m256i *)(block + 20));
+    }
+    transpose8_avx2(x);
+    transpose8_avx2(x + 8);
+}
+
+/* the columns of digit 0 of dword j of tq1_0_rows, how many columns further the next digit is, and how many digits there are */
+BC_INLINE int64_t tq1_0_columns(int j, int64_t *next, int *digits)
+{
+    *next = j < 8 ? 32 : j < 15 ? 16 : 4;
+    *digits = j < 15 ? 5 : 4;
+    return j < 8 ? 4 * j : j < 15 ? 160 + 4 * (j - 11) : 240;
+}
+
 static void tq1_0_panel_avx2(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel)
 {
-    const int64_t bytes = w->cols / 256 * TQ1_0_BLOCK;
     for (int64_t first = 0; first < BC_PANEL_ROWS; first += 8)
         for (int64_t k = k0; k < k1; k += 256) {
-            __m256i codes[8][8];
-            for (int i = 0; i < 8; i++)
-                tq1_0_codes_avx2(w->data + bc_min(row0 + first + i, w->rows - 1) * bytes + k / 256 * TQ1_0_BLOCK, codes[i]);
-            for (int v = 0; v < 8; v++) {
-                __m256i x[8];
-                for (int i = 0; i < 8; i++)
-                    x[i] = codes[i][v];
-                transpose8_avx2(x);
-                for (int j = 0; j < 8; j++)
-                    _mm256_storeu_si256((__m256i *)(panel + bc_panel_at(first, k - k0 + v * 32 + j * 4, k1 - k0)), x[j]);
+            __m256i x[16];
+            tq1_0_rows_avx2(w, row0 + first, k, x);
+            for (int j = 0; j < 16; j = j == 7 ? 11 : j + 1) {
+                int64_t next;
+                int digits;
+                uint8_t *line = panel + bc_panel_at(first, k - k0 + tq1_0_columns(j, &next, &digits), k1 - k0);
+                __m256i t = _mm256_xor_si256(x[j], _mm256_set1_epi8(-128));
+                for (int n = 0; n < digits; n++, t = tq1_0_times3_avx2(t), line += next / 4 * BC_TILE_ROWS * 4)
+                    _mm256_storeu_si256((__m256i *)line, tq1_0_digit_avx2(t));
             }
         }
 }

@@ -92,3 +92,28 @@ static void tq1_0_gemv_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1
                 out[i * part + r] = sum[i] - q_sum;
     }
 }
+
+BC_INLINE __m512i tq1_0_digit_avx512vnni(__m512i t)
+{
+    const __m512i one = _mm512_set1_epi8(1);
+    const __m512i digit = _mm512_maskz_mov_epi8(_mm512_cmpgt_epu8_mask(t, _mm512_set1_epi8(85)), one);
+    return _mm512_mask_add_epi8(digit, _mm512_cmpgt_epu8_mask(t, _mm512_set1_epi8((char)170)), digit, one);
+}
+
+static void tq1_0_panel_avx512vnni(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel)
+{
+    for (int64_t first = 0; first < BC_PANEL_ROWS; first += BC_TILE_ROWS)
+        for (int64_t k = k0; k < k1; k += 256) {
+            __m256i x[16], y[16];
+            tq1_0_rows_avx2(w, row0 + first, k, x);
+            tq1_0_rows_avx2(w, row0 + first + 8, k, y);
+            for (int j = 0; j < 16; j = j == 7 ? 11 : j + 1) {
+                int64_t next;
+                int digits;
+                uint8_t *line = panel + bc_panel_at(first, k - k0 + tq1_0_columns(j, &next, &digits), k1 - k0);
+                __m512i t = _mm512_inserti64x4(_mm512_castsi256_si512(x[j]), y[j], 1);
+                for (int n = 0; n < digits; n++, t = tq1_0_times3_avx512vnni(t), line += next / 4 * BC_TILE_ROWS * 4)
+                    _mm512_storeu_si512(line, tq1_0_digit_avx512vnni(t));
+            }
+        }
+}
