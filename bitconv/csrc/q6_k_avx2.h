@@ -31,27 +31,26 @@ BC_INLINE void q6_k_block_avx2(const uint8_t *block, int64_t cols, int64_t b, co
     const __m128i scales = _mm_loadu_si128((const __m128i *)(block + 192));
     /* the scales of even groups of 16 columns in the low lane, of odd ones in the high lane */
     const __m256i pairs = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
-    const __m256i in_order = _mm256_cvtepi8_epi16(scales);
-    __m256i codes[8], scale[8];
-    q6_k_codes_avx2(block, block + 128, codes);
-    q6_k_codes_avx2(block + 64, block + 160, codes + 4);
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; g++)
-        scale[g] = _mm256_shuffle_epi8(pairs, _mm256_set1_epi16((short)((2 * g + 1) << 8 | 2 * g)));
-    for (int t = 0; t < n_t; t++) {
-        const uint8_t *x = digits + t * step, *sums = x + 3 * cols;
-        __m256 value[3];
+    const __m256i minus32 = _mm256_slli_epi16(_mm256_sub_epi16(_mm256_setzero_si256(), _mm256_cvtepi8_epi16(scales)), 5);
+    __m256i p[BC_DENSE_TOKENS][3], codes[4];
+    for (int t = 0; t < n_t; t++)
 #pragma GCC unroll 3
-        for (int digit = 0; digit < 3; digit++) {
-            const __m256i minus = _mm256_madd_epi16(in_order, q6_k_load_avx2(sums + (digit * (cols / 16) + b * 16) * 2));
-            __m256i p = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(minus, 5));
+        for (int digit = 0; digit < 3; digit++)
+            p[t][digit] = _mm256_madd_epi16(minus32, q6_k_load_avx2(digits + t * step + 3 * cols + (digit * (cols / 16) + b * 16) * 2));
 #pragma GCC unroll 8
-            for (int g = 0; g < 8; g++) {
-                const __m256i two = _mm256_maddubs_epi16(codes[g], q6_k_load_avx2(x + digit * cols + b * 256 + g * 32));
-                p = _mm256_add_epi32(p, _mm256_madd_epi16(two, scale[g]));
+    for (int g = 0; g < 8; g++) {
+        if (g % 4 == 0)
+            q6_k_codes_avx2(block + g * 16, block + 128 + g * 8, codes);
+        const __m256i scale = _mm256_shuffle_epi8(pairs, _mm256_set1_epi16((short)((2 * g + 1) << 8 | 2 * g)));
+        for (int t = 0; t < n_t; t++)
+#pragma GCC unroll 3
+            for (int digit = 0; digit < 3; digit++) {
+                const __m256i two = _mm256_maddubs_epi16(codes[g % 4], q6_k_load_avx2(digits + t * step + digit * cols + b * 256 + g * 32));
+                p[t][digit] = _mm256_add_epi32(p[t][digit], _mm256_madd_epi16(two, scale));
             }
-            value[digit] = _mm256_cvtepi32_ps(p);
-        }
+    }
+    for (int t = 0; t < n_t; t++) {
+        const __m256 value[3] = {_mm256_cvtepi32_ps(p[t][0]), _mm256_cvtepi32_ps(p[t][1]), _mm256_cvtepi32_ps(p[t][2])};
         acc[t] = q6_k_add_avx2(acc[t], block, value);
     }
 }

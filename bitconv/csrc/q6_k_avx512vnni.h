@@ -1,4 +1,5 @@
-/* Q6_K on AVX-512 VNNI: as on AVX2, 64 codes at a time, and vpdpwssd adds as it multiplies by the scales. */
+/* Q6_K on AVX-512 VNNI: as on AVX2, 64 codes at a time, and vpdpwssd adds as it multiplies by the scales. The three digits are three
+ * chains of additions side by side: one after another, each waits for the last before it. */
 
 /* codes of 128 columns; one shift per half of a register puts the high pairs of both groups in place */
 BC_INLINE void q6_k_codes_avx512vnni(const uint8_t *low, const uint8_t *high, __m512i codes[2])
@@ -14,30 +15,35 @@ BC_INLINE void q6_k_codes_avx512vnni(const uint8_t *low, const uint8_t *high, __
 BC_INLINE void q6_k_block_avx512vnni(const uint8_t *block, int64_t cols, int64_t b, const uint8_t *digits, int64_t step, int n_t,
                                      __m256 *acc)
 {
-    const __m128i scales = _mm_loadu_si128((const __m128i *)(block + 192));
-    /* lane i of four gets the scales of the groups i, i + 4, i + 8 and i + 12 of 16 columns */
-    const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 0, 0, 0, 0, 1, 5, 9, 13, 0, 0, 0, 0, 2, 6, 10, 14, 0, 0, 0, 0, 3, 7, 11, 15, 0, 0, 0, 0);
-    const __m512i fours = _mm512_cvtepi8_epi16(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(scales), order));
-    const __m256i in_order = _mm256_cvtepi8_epi16(scales);
-    __m512i codes[4], scale[4];
-    q6_k_codes_avx512vnni(block, block + 128, codes);
-    q6_k_codes_avx512vnni(block + 64, block + 160, codes + 2);
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++)
-        scale[g] = _mm512_shuffle_epi8(fours, _mm512_set1_epi16((short)((2 * g + 1) << 8 | 2 * g)));
-    for (int t = 0; t < n_t; t++) {
-        const uint8_t *x = digits + t * step, *sums = x + 3 * cols;
-        __m256 value[3];
+    const int64_t each = 0x0001000100010001;
+    const __m512i first = _mm512_setr_epi64(0, 0, each, each, 2 * each, 2 * each, 3 * each, 3 * each); /* 16 columns have one scale */
+    const __m256i scales = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(block + 192)));
+    const __m256i minus32 = _mm256_slli_epi16(_mm256_sub_epi16(_mm256_setzero_si256(), scales), 5);
+    __m512i p[BC_DENSE_TOKENS][3];
+    for (int t = 0; t < n_t; t++)
 #pragma GCC unroll 3
         for (int digit = 0; digit < 3; digit++) {
-            const __m256i minus = _mm256_madd_epi16(in_order, _mm256_loadu_si256((const __m256i *)(sums + (digit * (cols / 16) + b * 16) * 2)));
-            __m512i p = _mm512_setzero_si512();
-#pragma GCC unroll 4
-            for (int g = 0; g < 4; g++)
-                p = _mm512_dpwssd_epi32(p, _mm512_maddubs_epi16(codes[g], _mm512_loadu_si512(x + digit * cols + b * 256 + g * 64)), scale[g]);
-            const __m256i both = _mm256_add_epi32(_mm512_castsi512_si256(p), _mm512_extracti64x4_epi64(p, 1));
-            value[digit] = _mm256_cvtepi32_ps(_mm256_sub_epi32(both, _mm256_slli_epi32(minus, 5)));
+            const uint8_t *sums = digits + t * step + 3 * cols + (digit * (cols / 16) + b * 16) * 2;
+            p[t][digit] = _mm512_zextsi256_si512(_mm256_madd_epi16(minus32, _mm256_loadu_si256((const __m256i *)sums)));
         }
+    __m512i codes[2];
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        if (g % 2 == 0)
+            q6_k_codes_avx512vnni(block + g * 32, block + 128 + g * 16, codes);
+        const __m512i scale = _mm512_permutexvar_epi16(_mm512_add_epi16(first, _mm512_set1_epi16((short)(4 * g))), _mm512_castsi256_si512(scales));
+        for (int t = 0; t < n_t; t++)
+#pragma GCC unroll 3
+            for (int digit = 0; digit < 3; digit++) {
+                const uint8_t *x = digits + t * step + digit * cols + b * 256 + g * 64;
+                p[t][digit] = _mm512_dpwssd_epi32(p[t][digit], _mm512_maddubs_epi16(codes[g % 2], _mm512_loadu_si512(x)), scale);
+            }
+    }
+    for (int t = 0; t < n_t; t++) {
+        __m256 value[3];
+#pragma GCC unroll 3
+        for (int digit = 0; digit < 3; digit++)
+            value[digit] = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm512_castsi512_si256(p[t][digit]), _mm512_extracti64x4_epi64(p[t][digit], 1)));
         acc[t] = q6_k_add_avx2(acc[t], block, value);
     }
 }
