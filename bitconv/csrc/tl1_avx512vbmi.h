@@ -1,8 +1,9 @@
-/* TL1 on AVX-512 VBMI: the sums and the tables of tl1_avx2.h, looked up in whole registers of tables.
+/* TL1 on AVX-512 VBMI: the sums and the tables of tl1_avx2.h, looked up across a whole register.
  *
  * A line of 64 bytes of tables is, for bm = 32, [pair 0 low][pair 2 low][pair 0 high][pair 2 high] and then the same of pairs
- * 1 and 3; for bm = 64 [pair 0 low][pair 0 high][pair 1 low][pair 1 high]. What an index adds to the nibble says which
- * part a lane wants, so a line is loaded as it stands: to broadcast its parts takes the slots of the shuffle unit.
+ * 1 and 3; for bm = 64 [pair 0 low][pair 0 high][pair 1 low][pair 1 high]. A plane of a line is loaded into the low part of a
+ * register, and an index adds 16 to the nibble where a lane wants the second pair: to broadcast parts takes slots of the
+ * shuffle unit, and indices that tell planes apart take two more instructions a nibble.
  */
 
 /* two lines of tables, 8 columns */
@@ -54,12 +55,16 @@ BC_INLINE void tl1_steps_avx512vbmi(const uint8_t *data, const uint8_t *table, i
 #pragma GCC unroll 4
     for (int s = 0; s < n; s++, data += 64, table += bm == 32 ? 128 : 64) {
         const __m512i v = _mm512_loadu_si512(data);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) { /* i / 2: upper or lower nibbles, i % 2: plane */
-            const __m512i part = _mm512_add_epi8(lane, _mm512_set1_epi8((char)(bm == 32 ? i % 2 * 32 : i * 16)));
-            const __m512i index = _mm512_ternarylogic_epi64(mask, i / 2 ? v : _mm512_srli_epi16(v, 4), part, 0xca);
-            const __m512i line = _mm512_loadu_si512(bm == 32 ? table + i / 2 * 64 : table);
-            planes[i % 2] = _mm512_add_epi8(planes[i % 2], _mm512_permutexvar_epi8(index, line));
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) { /* upper, lower nibbles */
+            const __m512i index = _mm512_ternarylogic_epi64(mask, i ? v : _mm512_srli_epi16(v, 4), lane, 0xca);
+#pragma GCC unroll 2
+            for (int plane = 0; plane < 2; plane++) {
+                const uint8_t *at = table + (2 * i + plane) * (bm == 32 ? 32 : 16);
+                const __m512i both = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)at)); /* bm = 32: of two pairs */
+                const __m512i one = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)at));
+                planes[plane] = _mm512_add_epi8(planes[plane], _mm512_permutexvar_epi8(index, bm == 32 ? both : one));
+            }
         }
     }
     sums->half[0] = _mm512_add_epi16(sums->half[0], _mm512_maddubs_epi16(weights, _mm512_unpacklo_epi8(planes[0], planes[1])));
