@@ -54,7 +54,8 @@ BC_INLINE void tl1_steps_avx512vbmi(const uint8_t *data, const uint8_t *table, i
     __m512i planes[2] = {zero, zero};
 #pragma GCC unroll 4
     for (int s = 0; s < n; s++, data += 64, table += bm == 32 ? 128 : 64) {
-        const __m512i v = _mm512_loadu_si512(data);
+        __m512i v = _mm512_loadu_si512(data);
+        __asm__("" : "+v"(v)); /* one load: gcc would put a second one into the shift */
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) { /* upper, lower nibbles */
             const __m512i index = _mm512_ternarylogic_epi64(mask, i ? v : _mm512_srli_epi16(v, 4), lane, 0xca);

@@ -77,7 +77,8 @@ BC_INLINE void tl2_round_avx512vbmi(const uint8_t *nibbles, const uint8_t *words
     tl2_fetch_avx2(nibbles, words);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++, table += 128) {
-        const __m512i v = _mm512_loadu_si512(nibbles + i / 2 * 64);
+        __m512i v = _mm512_loadu_si512(nibbles + i / 2 * 64);
+        __asm__("" : "+v"(v)); /* one load: gcc would put a second one into the shift */
         const __m512i signs = _mm512_ternarylogic_epi64(c->own, _mm512_permutexvar_epi8(i / 2 ? c->late : c->early, both), c->half, 0xca);
         const __m512i sign = _mm512_multishift_epi64_epi8(c->bit[i % 2], signs);
         const __m512i index = _mm512_ternarylogic_epi64(mask, i % 2 ? v : _mm512_srli_epi16(v, 4), sign, 0xca);
