@@ -47,7 +47,7 @@ GEMM_TILE(2)
 GEMM_TILE(4)
 GEMM_TILE(6)
 
-static void gemm_tile16_avx2(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
+BC_INLINE void gemm_tile16_avx2(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
 {
     if (tile == 6)
         gemm_tile6_avx2(panel, tokens, k, acc);

@@ -52,7 +52,7 @@ BC_INLINE void ISA(gemm_tile_n)(const uint8_t *panel, const int8_t *x, int64_t k
             vst1q_s32(acc + t * BC_PANEL_ROWS + 4 * r, sum[t][r]);
 }
 
-static void ISA(gemm_tile16)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
+BC_INLINE void ISA(gemm_tile16)(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
 {
     if (tile == 6)
         ISA(gemm_tile_n)(panel, tokens, k, acc, 6);

@@ -1,6 +1,6 @@
 /* The int8 tile kernel in portable C: the specification of the panel GEMM. */
 
-static void gemm_tile16_scalar(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
+BC_INLINE void gemm_tile16_scalar(const uint8_t *panel, const int8_t *tokens, int32_t tile, int64_t k, int32_t *acc)
 {
     for (int64_t g = 0; g < k / 4; g++)
         for (int32_t t = 0; t < tile; t++)
