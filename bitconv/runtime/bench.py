@@ -95,9 +95,10 @@ def bench(
 ) -> tuple[list[Row], list[Limits]]:
     """Time prompts and generations of random tokens.
 
-    depth: tokens in the cache before each run. threads: default those of the first model. After a warm-up every test of
-    every model is run once a repetition, so that a busy phase of the machine hits all alike. The machine's limits are
-    measured before, between the repetitions and after. InputError when a size is out of range.
+    depth: tokens in the cache before each run. threads: default those of the first model. After a warm-up every test
+    of every model is run once a repetition, so that a busy phase of the machine hits all alike; the models take turns
+    in being first. The machine's limits are measured before, between the repetitions and after. InputError when a size
+    is out of range.
     """
     tests = [(n, 0) for n in prompts if n] + [(0, n) for n in generations if n]
     _check(models)
@@ -112,8 +113,9 @@ def bench(
     for repetition in range(-1, repetitions):  # -1: the warm-up
         for team in teams:
             machine.refresh(team)
-            for test, (i, context) in itertools.product(tests, enumerate(contexts)):
-                speed = max(test) / _time(context, test, depth, team)
+            for test, turn in itertools.product(tests, range(len(models))):
+                i = (repetition + turn) % len(models)  # which follows the measurement of the limits
+                speed = max(test) / _time(contexts[i], test, depth, team)
                 if repetition >= 0:
                     runs.setdefault((team, test, i), []).append(speed)
                 done += 1
