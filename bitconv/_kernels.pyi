@@ -6,6 +6,7 @@ SEGMENT: int
 CACHE_TYPES: dict[str, int]
 MAX_TILE_ROWS: int
 GEMM_TOKENS: int
+PANEL_COLS: int
 MAX_HEAD_DIM: int
 SITES: int
 

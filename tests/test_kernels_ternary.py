@@ -17,19 +17,24 @@ ISAS = _kernels.isas()
 NO_TILES = (0, 0, 0)
 
 
+def some_tiles(draw, bk: int) -> int:
+    """A few tiles of bk columns, or more than one unpacked panel holds."""
+    return draw(st.one_of(st.integers(1, 3), st.integers(1, 2).map(lambda n: n + _kernels.PANEL_COLS // bk)))
+
+
 @st.composite
 def tl1_shapes(draw):
     bm = draw(st.sampled_from([32, 64]))
     tile_rows = bm * draw(st.integers(1, 3))
     bk = 16 * draw(st.integers(1, 16))
-    return tile_rows * draw(st.integers(1, 2)), bk * draw(st.integers(1, 3)), (tile_rows, bk, bm)
+    return tile_rows * draw(st.integers(1, 2)), bk * some_tiles(draw, bk), (tile_rows, bk, bm)
 
 
 @st.composite
 def tl2_shapes(draw):
     tile_rows, bk = 32 * draw(st.integers(1, 4)), 24 * draw(st.integers(1, 10))
     pairs = draw(st.sampled_from(list(range(0, min(bk, 257), 32))))
-    return tile_rows * draw(st.integers(1, 2)), bk * draw(st.integers(1, 4)) + pairs, (tile_rows, bk, 32)
+    return tile_rows * draw(st.integers(1, 2)), bk * some_tiles(draw, bk) + pairs, (tile_rows, bk, 32)
 
 
 @st.composite

@@ -22,8 +22,8 @@ enum {
     BC_MAX_ROWS = 1024,  /* rows of one decode task, so of a tile too; the int32 sums of a task lie on the stack */
     BC_TILE_ROWS = 16,   /* rows of one register tile */
     BC_PANEL_ROWS = 32,  /* rows unpacked at a time: two register tiles, and one row block of TL1 and TL2 */
-    BC_PANEL_COLS = 1024, /* columns unpacked at a time, at most: 16 KiB of codes for each register tile, which stay in L1 */
-    BC_TOKEN_BLOCK = 132,/* tokens that share one unpacked panel: their int32 sums stay in L1 */
+    BC_PANEL_COLS = 1024,/* columns unpacked at a time, at most: 32 KiB of codes, which stay in L1 and L2 */
+    BC_TOKEN_BLOCK = 132,/* tokens that share one unpacked panel: their int32 sums stay beside it */
     BC_MAX_TILE = 6,     /* tokens of one register tile */
     BC_SEGMENT = 256,    /* keys of one softmax, a multiple of BC_KEYS; segments are merged in order */
     BC_GROUP = 32,       /* dimensions that share one scale in a Q8_0 cache */

@@ -114,7 +114,7 @@ def bench(
         for team in teams:
             machine.refresh(team)
             for test, turn in itertools.product(tests, range(len(models))):
-                i = (repetition + turn) % len(models)  # which follows the measurement of the limits
+                i = (repetition + turn) % len(models)  # what runs right after the limits were measured is slow
                 speed = max(test) / _time(contexts[i], test, depth, team)
                 if repetition >= 0:
                     runs.setdefault((team, test, i), []).append(speed)
