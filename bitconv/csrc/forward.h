@@ -101,8 +101,8 @@ static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, con
 {
     bc_input in = {.n = run->batch->n};
     if (in.n < BC_GEMM_TOKENS) { /* memory works while the input is made */
-        const int64_t rows = bc_cut_rows(linears->w->rows, bc_row_step(linears), &in, thread->size).rows;
-        bc_begin(linears, thread->index * rows, rows);
+        const bc_cut cut = bc_cut_rows(linears->w->rows, bc_row_step(linears), &in, thread->size);
+        bc_begin(linears, bc_task_rows(&cut, thread->index));
     }
     int any_dense = 0;
     for (int i = 0; i < n; i++)
@@ -160,8 +160,8 @@ static void bc_logits(bc_run *run, bc_thread *thread)
     bc_input in = {.n = n, .cols = m->hidden, .x = run->s.normed, .ldx = bc_round_up(m->hidden, BC_LANES), .work = own};
     const bc_linear head = bc_linear_of(m, &m->head, run->batch->logits, m->head.rows, NULL);
     if (n < BC_GEMM_TOKENS) { /* as in bc_prepare */
-        const int64_t rows = bc_cut_rows(m->head.rows, 1, &in, thread->size).rows;
-        bc_begin(&head, thread->index * rows, rows);
+        const bc_cut cut = bc_cut_rows(m->head.rows, 1, &in, thread->size);
+        bc_begin(&head, bc_task_rows(&cut, thread->index));
         in.x = (float *)(own + bc_dense_work(bc_widest(m)));
         for (int64_t i = 0; i < n; i++)
             bc_final_norm(run, i, in.x + i * in.ldx);

@@ -121,6 +121,7 @@ typedef struct bc_isa {
 } bc_isa;
 
 static inline int64_t bc_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t bc_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t bc_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* bytes of a row of a dense weight, or 0 when the type is not dense or cannot hold such a row */

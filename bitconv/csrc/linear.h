@@ -7,8 +7,9 @@
 
 enum {
     BC_GEMM_TOKENS = 8,   /* from this many tokens on, panels and tiles beat one GEMV per token on weights in the cache */
-    BC_MIN_ROWS = 16,
-    BC_TASKS = 8,         /* of one product, for each thread: a thread that loses its core leaves little undone */
+    BC_MIN_ROWS = 16,     /* of a decode task */
+    BC_SMALL = 8,         /* small tasks of decode in a thread's share of a product */
+    BC_CHUNK = 1 << 18,   /* bytes of weights that several tokens of a decode step use one after another, from L2 */
     BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
     BC_GATED_FLOATS = (BC_GEMM_TOKENS - 1) * BC_MAX_ROWS, /* of one product in a task of bc_apply_gated, prefill or decode */
@@ -95,21 +96,39 @@ static void bc_build_tables(bc_linear *linears, int n, const bc_input *in)
     }
 }
 
-/* Tasks of a step: row ranges of its products, for each block of tokens where they are many. */
+/* Tasks of a step: row ranges of its products, for each block of tokens where they are many. In decode one half of a
+ * product is large tasks, because at the start of each one memory waits, and the other half small ones, because a thread
+ * that loses its core should leave little undone. One thread has large ones only. */
 typedef struct {
-    int64_t rows, row_tasks, token_tasks;
+    int64_t rows;                     /* of the product */
+    int64_t large, n_large, small;    /* rows of a large task, how many of them come first, rows of a small one */
+    int64_t row_tasks, token_tasks;
 } bc_cut;
+
+typedef struct {
+    int64_t row0, row1;
+} bc_rows;
 
 static bc_cut bc_cut_rows(int64_t rows, int64_t step, const bc_input *in, int32_t threads)
 {
-    bc_cut cut = {.rows = BC_PANEL_ROWS, .token_tasks = (in->n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK};
+    bc_cut cut = {.rows = rows, .small = BC_PANEL_ROWS, .token_tasks = (in->n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK};
     if (in->n < BC_GEMM_TOKENS) {
-        const int64_t each = bc_round_up(rows / (BC_TASKS * threads) + 1, 4);
-        cut.rows = each < BC_MIN_ROWS ? BC_MIN_ROWS : bc_min(each, BC_MAX_ROWS);
-        cut.rows = cut.rows <= step ? step : cut.rows / step * step;
+        step = bc_max(step, BC_STREAMS);
+        const int64_t share = rows / threads, least = bc_round_up(BC_MIN_ROWS, step), most = BC_MAX_ROWS / step * step;
+        cut.large = bc_max(bc_min(share / 2 / step * step, most), least);
+        cut.small = threads == 1 ? most : bc_max(bc_min(share / BC_SMALL, BC_MAX_ROWS / 4) / step * step, least);
+        cut.n_large = threads == 1 ? 0 : (rows - bc_min(rows / 2, threads * BC_MAX_ROWS)) / (cut.large * threads) * threads;
     }
-    cut.row_tasks = (rows + cut.rows - 1) / cut.rows;
+    cut.row_tasks = cut.n_large + (rows - cut.n_large * cut.large + cut.small - 1) / cut.small;
     return cut;
+}
+
+/* the rows of a task; none, row0 >= row1, when there is no such task */
+static inline bc_rows bc_task_rows(const bc_cut *cut, int64_t task)
+{
+    const int64_t each = task < cut->n_large ? cut->large : cut->small;
+    const int64_t row0 = task < cut->n_large ? task * each : cut->n_large * cut->large + (task - cut->n_large) * each;
+    return (bc_rows){row0, bc_min(row0 + each, cut->rows)};
 }
 
 static inline int64_t bc_row_step(const bc_linear *l) { return l->ternary ? l->ternary->row_step(l->w) : 1; }
@@ -127,10 +146,15 @@ static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input 
 static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
 {
     int32_t sums[BC_MAX_ROWS];
-    for (int64_t t = 0; t < in->n; t++) {
-        const uint8_t *table = l->table < 0 ? NULL : bc_table(l, in, t);
-        l->ternary->gemv(l->w, row0, row1, in->codes + t * in->codes_stride, in->sum[t], table, sums);
-        bc_finish(isa, l, in, t, row0, row1 - row0, sums, 0);
+    const int64_t step = bc_max(bc_row_step(l), BC_STREAMS);
+    const int64_t each = in->n == 1 ? row1 - row0 : bc_max(4 * BC_CHUNK / l->w->cols / step, 1) * step;
+    for (int64_t end; row0 < row1; row0 = end) {
+        end = bc_min(row0 + each, row1);
+        for (int64_t t = 0; t < in->n; t++) {
+            const uint8_t *table = l->table < 0 ? NULL : bc_table(l, in, t);
+            l->ternary->gemv(l->w, row0, end, in->codes + t * in->codes_stride, in->sum[t], table, sums);
+            bc_finish(isa, l, in, t, row0, end - row0, sums, 0);
+        }
     }
 }
 
@@ -177,28 +201,27 @@ static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *
         bc_finish(isa, l, in, t0 + t, row0, bc_min(l->w->rows - row0, BC_PANEL_ROWS), acc + t * BC_PANEL_ROWS, in->sum[t0 + t]);
 }
 
-/* Rows row0..row1 of a product for one block of tokens. next and next_row0 are what this thread will probably do then. */
-static void bc_rows_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1, int64_t t0,
-                         const bc_linear *next, int64_t next_row0)
+/* Some rows of a product for one block of tokens. next and next_row0 are what this thread will probably do then. */
+static void bc_rows_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, bc_rows rows, int64_t t0, const bc_linear *next,
+                         int64_t next_row0)
 {
     if (!l->ternary)
-        bc_dense_task(isa, l, in, row0, row1, t0, bc_min(in->n - t0, BC_TOKEN_BLOCK));
+        bc_dense_task(isa, l, in, rows.row0, rows.row1, t0, bc_min(in->n - t0, BC_TOKEN_BLOCK));
     else if (bc_uses_gemm(l, in))
-        bc_gemm_task(isa, l, in, row0, t0, next->ternary ? next : l, next->ternary ? next_row0 : row0);
+        bc_gemm_task(isa, l, in, rows.row0, t0, next->ternary ? next : l, next->ternary ? next_row0 : rows.row0);
     else
-        bc_gemv_task(isa, l, in, row0, row1);
+        bc_gemv_task(isa, l, in, rows.row0, rows.row1);
 }
 
 /* Fetch the beginnings of a task's streams, so that it does not begin by waiting for memory. */
-static inline void bc_begin(const bc_linear *l, int64_t row0, int64_t rows)
+static inline void bc_begin(const bc_linear *l, bc_rows rows)
 {
-    const int64_t row1 = bc_min(row0 + rows, l->w->rows);
-    if (row0 >= row1)
+    if (rows.row0 >= rows.row1)
         return;
     if (l->ternary)
-        l->ternary->begin(l->w, row0, row1);
+        l->ternary->begin(l->w, rows.row0, rows.row1);
     else
-        bc_begin_rows(l->w->data, bc_dense_bytes(l->w->type, l->w->cols), row0, row1);
+        bc_begin_rows(l->w->data, bc_dense_bytes(l->w->type, l->w->cols), rows.row0, rows.row1);
 }
 
 /* The first task of a step goes to the thread of its number, so that each knows what to fetch while it makes the input. */
@@ -213,11 +236,11 @@ static void bc_apply(const bc_isa *isa, bc_thread *thread, const bc_linear *line
         const bc_cut cut = bc_cut_rows(l->w->rows, bc_row_step(l), in, thread->size);
         for (; task < first + cut.row_tasks * cut.token_tasks; task = bc_later_task(thread)) {
             /* all rows of a token block before the next: the codes of the block stay in L2 */
-            const int64_t at = task - first, row0 = at % cut.row_tasks * cut.rows;
-            const int64_t next_row0 = (at + thread->size) % cut.row_tasks * cut.rows;
+            const int64_t at = task - first;
+            const bc_rows rows = bc_task_rows(&cut, at % cut.row_tasks), next = bc_task_rows(&cut, (at + thread->size) % cut.row_tasks);
             if (in->n < BC_GEMM_TOKENS)
-                bc_begin(l, next_row0, cut.rows);
-            bc_rows_task(isa, l, in, row0, bc_min(row0 + cut.rows, l->w->rows), at / cut.row_tasks * BC_TOKEN_BLOCK, l, next_row0);
+                bc_begin(l, next);
+            bc_rows_task(isa, l, in, rows, at / cut.row_tasks * BC_TOKEN_BLOCK, l, next.row0);
         }
         first += cut.row_tasks * cut.token_tasks;
     }
@@ -231,25 +254,24 @@ static void bc_apply_gated(const bc_isa *isa, bc_thread *thread, const bc_linear
     int64_t step = BC_LANES; /* whole vectors of floats belong to one task */
     while (step % bc_row_step(gate) || step % bc_row_step(up))
         step += BC_LANES;
-    const int64_t rows = gate->w->rows;
-    const bc_cut cut = bc_cut_rows(rows, step, in, thread->size);
+    const bc_cut cut = bc_cut_rows(gate->w->rows, step, in, thread->size);
     for (int64_t task = thread->index; task < cut.row_tasks * cut.token_tasks; task = bc_later_task(thread)) {
-        const int64_t row0 = task % cut.row_tasks * cut.rows, row1 = bc_min(row0 + cut.rows, rows);
-        const int64_t t0 = task / cut.row_tasks * BC_TOKEN_BLOCK, next_row0 = (task + thread->size) % cut.row_tasks * cut.rows;
+        const bc_rows rows = bc_task_rows(&cut, task % cut.row_tasks), next = bc_task_rows(&cut, (task + thread->size) % cut.row_tasks);
+        const int64_t row0 = rows.row0, t0 = task / cut.row_tasks * BC_TOKEN_BLOCK;
         bc_linear parts[2] = {*gate, *up};
         for (int i = 0; i < 2; i++) {
             parts[i].out = in->gated + i * BC_GATED_FLOATS;
-            parts[i].ldo = bc_round_up(row1 - row0, BC_LANES);
+            parts[i].ldo = bc_round_up(rows.row1 - row0, BC_LANES);
             parts[i].out_token = t0, parts[i].out_row = row0;
         }
         if (in->n < BC_GEMM_TOKENS)
-            bc_begin(up, row0, cut.rows);
-        bc_rows_task(isa, parts, in, row0, row1, t0, parts + 1, row0);
+            bc_begin(up, rows);
+        bc_rows_task(isa, parts, in, rows, t0, parts + 1, row0);
         if (in->n < BC_GEMM_TOKENS)
-            bc_begin(gate, next_row0, cut.rows);
-        bc_rows_task(isa, parts + 1, in, row0, row1, t0, parts, next_row0);
+            bc_begin(gate, next);
+        bc_rows_task(isa, parts + 1, in, rows, t0, parts, next.row0);
         for (int64_t t = t0; t < bc_min(t0 + BC_TOKEN_BLOCK, in->n); t++)
-            product(bc_out(parts, t, row0), bc_out(parts + 1, t, row0), row1 - row0, bc_out(gate, t, row0));
+            product(bc_out(parts, t, row0), bc_out(parts + 1, t, row0), rows.row1 - row0, bc_out(gate, t, row0));
     }
 }
 

@@ -6,18 +6,16 @@
  * Bytes stand in the order rows 0..7, 16..23 | 8..15, 24..31, which unpacking to int16 turns into row order.
  */
 
-/* The bytes of a row of tiles are one run; several far-apart places at a time lost. Fetched only shortly before, a core has
- * too few misses under way, so each byte is fetched twice: into L2 from afar and into L1. Of the signs a quarter. */
-enum { TL2_NEAR = 512, TL2_FAR = 4096, tl2_triple_bytes_avx2 = 32 };
+/* The bytes of a row of tiles are one run; several far-apart places at a time lost. They are fetched into L2 from a page and
+ * from two pages afar, of the signs a quarter: with one of the two, or from nearer, many come too late. */
+enum { TL2_AHEAD = 4096, tl2_triple_bytes_avx2 = 32 };
 
 BC_INLINE void tl2_fetch_avx2(const uint8_t *nibbles, const uint8_t *words)
 {
-    for (int i = 0; i < 128; i += 64) {
-        _mm_prefetch((const char *)nibbles + TL2_FAR + i, _MM_HINT_T1);
-        _mm_prefetch((const char *)nibbles + TL2_NEAR + i, _MM_HINT_T0);
+    for (int64_t ahead = TL2_AHEAD; ahead <= 2 * TL2_AHEAD; ahead += TL2_AHEAD) {
+        bc_prefetch_far(nibbles + ahead, 128);
+        bc_prefetch_far(words + ahead / 4, 32);
     }
-    _mm_prefetch((const char *)words + TL2_FAR / 4, _MM_HINT_T1);
-    _mm_prefetch((const char *)words + TL2_NEAR / 4, _MM_HINT_T0);
 }
 
 /* 8 triples of 32 rows: the sign bits of a row in one byte, triple q at bit 7, 5, 3, 1, 6, 4, 2, 0 */

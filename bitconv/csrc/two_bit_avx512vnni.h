@@ -12,34 +12,46 @@ BC_INLINE __m512i two_bit_q_avx512vnni(const int8_t *q)
 /* sums of n_rows rows (1 or 4) that start at row[i] */
 BC_INLINE void two_bit_dot_avx512vnni(const uint8_t *const *row, int n_rows, int64_t cols, const int8_t *q, int32_t *sum, int is_i2_s)
 {
-    const __m512i mask3 = _mm512_set1_epi8(3), mask12 = _mm512_set1_epi8(12);
-    __m512i acc[BC_STREAMS], acc4[BC_STREAMS];
+    __m512i acc[BC_STREAMS][4]; /* of each bit pair where it lies: 1, 4, 16 and 64 times the codes */
     for (int i = 0; i < n_rows; i++)
-        acc[i] = acc4[i] = _mm512_setzero_si512();
+        for (int g = 0; g < 4; g++)
+            acc[i][g] = _mm512_setzero_si512();
     int64_t k = 0;
     for (; k + 256 <= cols; k += 256) {
-        const __m512i q0 = two_bit_q_avx512vnni(q + k + (is_i2_s ? 96 : 0)), q1 = two_bit_q_avx512vnni(q + k + (is_i2_s ? 64 : 32));
-        const __m512i q2 = two_bit_q_avx512vnni(q + k + (is_i2_s ? 32 : 64)), q3 = two_bit_q_avx512vnni(q + k + (is_i2_s ? 0 : 96));
+        __m512i x[4];
+        for (int g = 0; g < 4; g++)
+            x[g] = two_bit_q_avx512vnni(q + k + 32 * (is_i2_s ? 3 - g : g));
         for (int i = 0; i < n_rows; i++) {
             bc_prefetch_far(row[i] + two_bit_at_avx2(k, is_i2_s) + BC_FAR, 1);
-            const __m512i v = _mm512_loadu_si512(row[i] + two_bit_at_avx2(k, is_i2_s)), h = _mm512_srli_epi16(v, 4);
-            acc[i] = _mm512_dpbusd_epi32(acc[i], _mm512_and_si512(v, mask3), q0);
-            acc4[i] = _mm512_dpbusd_epi32(acc4[i], _mm512_and_si512(v, mask12), q1);
-            acc[i] = _mm512_dpbusd_epi32(acc[i], _mm512_and_si512(h, mask3), q2);
-            acc4[i] = _mm512_dpbusd_epi32(acc4[i], _mm512_and_si512(h, mask12), q3);
+            const __m512i v = _mm512_loadu_si512(row[i] + two_bit_at_avx2(k, is_i2_s));
+            for (int g = 0; g < 4; g++) {
+                acc[i][g] = _mm512_dpbusd_epi32(acc[i][g], _mm512_and_si512(v, _mm512_set1_epi8((char)(3 << 2 * g))), x[g]);
+                __asm__("" : "+v"(acc[i][g])); /* or gcc copies and spills the sums */
+            }
         }
     }
+    __m512i all[BC_STREAMS];
     for (int i = 0; i < n_rows; i++) {
         if (k < cols) { /* one part more, of I2_S only: zeros in the upper half add nothing */
             const __m512i v = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(row[i] + k / 4)));
-            for (int group = 0; group < 4; group++) {
-                const __m512i x = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(q + k + 32 * group)));
-                const __m512i codes = _mm512_and_si512(_mm512_srl_epi16(v, _mm_cvtsi32_si128(6 - 2 * group)), mask3);
-                acc[i] = _mm512_dpbusd_epi32(acc[i], codes, x);
+            for (int g = 0; g < 4; g++) {
+                const __m512i x = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(q + k + 32 * (3 - g))));
+                acc[i][g] = _mm512_dpbusd_epi32(acc[i][g], _mm512_and_si512(v, _mm512_set1_epi8((char)(3 << 2 * g))), x);
             }
         }
-        sum[i] = _mm512_reduce_add_epi32(_mm512_add_epi32(acc[i], _mm512_srai_epi32(acc4[i], 2)));
+        all[i] = acc[i][0]; /* the others are exact multiples, so the arithmetic shift divides them */
+        for (int g = 1; g < 4; g++)
+            all[i] = _mm512_add_epi32(all[i], _mm512_srai_epi32(acc[i][g], 2 * g));
     }
+    if (n_rows == 1) {
+        sum[0] = _mm512_reduce_add_epi32(all[0]);
+        return;
+    }
+    for (int i = 0; i < 4; i += 2)
+        all[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(all[i], all[i + 1]), _mm512_unpackhi_epi32(all[i], all[i + 1]));
+    const __m512i four = _mm512_add_epi32(_mm512_unpacklo_epi64(all[0], all[2]), _mm512_unpackhi_epi64(all[0], all[2]));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(four), _mm512_extracti64x4_epi64(four, 1));
+    _mm_storeu_si128((__m128i *)sum, _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
 }
 
 #define TWO_BIT_GEMV(type, is_i2_s)                                                                                          \
