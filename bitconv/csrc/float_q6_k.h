@@ -49,16 +49,20 @@ static void ISA(q6_k_rows)(const bc_matrix *w, int64_t row0, int64_t row1, const
             if (i < tokens)
                 ISA(q6_k_digits)(x + (t + i) * ldx, w->cols, work + i * step);
         float *y = out + t * ldo;
-        for (int64_t r = 0; tokens == 1 && r < part; r++) {
+        int64_t r = 0;
+        for (; tokens == 1 && r < part; r++) {
             ISA(q6_k_dot)(rows + r * bytes, part * bytes, BC_STREAMS, w->cols, work, 0, 1, sum);
             for (int i = 0; i < BC_STREAMS; i++)
                 y[i * part + r] = sum[i];
         }
-        for (int64_t r = tokens == 1 ? part * BC_STREAMS : 0; r < row1 - row0; r++) {
-            if (tokens == 1)
-                ISA(q6_k_dot)(rows + r * bytes, 0, 1, w->cols, work, 0, 1, sum);
-            else
-                ISA(q6_k_dot)(rows + r * bytes, 0, 1, w->cols, work, step, BC_DENSE_TOKENS, sum);
+        for (r *= BC_STREAMS; r < row1 - row0; r++) {
+            _Static_assert(BC_DENSE_TOKENS == 4, "each number of tokens has a loop of its own");
+            switch (tokens) {
+            case 1: ISA(q6_k_dot)(rows + r * bytes, 0, 1, w->cols, work, 0, 1, sum); break;
+            case 2: ISA(q6_k_dot)(rows + r * bytes, 0, 1, w->cols, work, step, 2, sum); break;
+            case 3: ISA(q6_k_dot)(rows + r * bytes, 0, 1, w->cols, work, step, 3, sum); break;
+            default: ISA(q6_k_dot)(rows + r * bytes, 0, 1, w->cols, work, step, 4, sum);
+            }
             for (int i = 0; i < tokens; i++)
                 y[i * ldo + r] = sum[i];
         }

@@ -9,7 +9,7 @@ enum {
     BC_GEMM_TOKENS = 8,   /* from this many tokens on, panels and tiles beat one GEMV per token on weights in the cache */
     BC_MIN_ROWS = 16,     /* of a decode task */
     BC_SMALL = 8,         /* small tasks of decode in a thread's share of a product */
-    BC_CHUNK = 1 << 18,   /* bytes of weights that several tokens of a decode step use one after another, from L2 */
+    BC_CHUNK = 1 << 18,   /* bytes of weights that several tokens of a decode step read one after another, from L2 */
     BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
     BC_GATED_FLOATS = (BC_GEMM_TOKENS - 1) * BC_MAX_ROWS, /* of one product in a task of bc_apply_gated, prefill or decode */
@@ -146,15 +146,25 @@ static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input 
 static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
 {
     int32_t sums[BC_MAX_ROWS];
-    const int64_t step = bc_max(bc_row_step(l), BC_STREAMS);
-    const int64_t each = in->n == 1 ? row1 - row0 : bc_max(4 * BC_CHUNK / l->w->cols / step, 1) * step;
-    for (int64_t end; row0 < row1; row0 = end) {
-        end = bc_min(row0 + each, row1);
-        for (int64_t t = 0; t < in->n; t++) {
-            const uint8_t *table = l->table < 0 ? NULL : bc_table(l, in, t);
-            l->ternary->gemv(l->w, row0, end, in->codes + t * in->codes_stride, in->sum[t], table, sums);
-            bc_finish(isa, l, in, t, row0, end - row0, sums, 0);
-        }
+    for (int64_t t = 0; t < in->n; t++) {
+        const uint8_t *table = l->table < 0 ? NULL : bc_table(l, in, t);
+        l->ternary->gemv(l->w, row0, row1, in->codes + t * in->codes_stride, in->sum[t], table, sums);
+        bc_finish(isa, l, in, t, row0, row1 - row0, sums, 0);
+    }
+}
+
+/* Rows of a product for few tokens. Where these take turns on the weights, so few rows at a time that they stay in L2. */
+static void bc_decode_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, bc_rows rows)
+{
+    const int once = in->n <= (l->w->type == BC_Q6_K ? BC_DENSE_TOKENS : 1);
+    const int64_t bytes = l->ternary ? l->w->cols / 4 : bc_dense_bytes(l->w->type, l->w->cols), step = bc_max(bc_row_step(l), BC_STREAMS);
+    const int64_t each = once ? BC_MAX_ROWS : bc_max(BC_CHUNK / bytes / step, 1) * step;
+    for (int64_t row0 = rows.row0, row1; row0 < rows.row1; row0 = row1) {
+        row1 = bc_min(row0 + each, rows.row1);
+        if (l->ternary)
+            bc_gemv_task(isa, l, in, row0, row1);
+        else
+            bc_dense_task(isa, l, in, row0, row1, 0, in->n);
     }
 }
 
@@ -205,12 +215,12 @@ static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *
 static void bc_rows_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, bc_rows rows, int64_t t0, const bc_linear *next,
                          int64_t next_row0)
 {
-    if (!l->ternary)
-        bc_dense_task(isa, l, in, rows.row0, rows.row1, t0, bc_min(in->n - t0, BC_TOKEN_BLOCK));
-    else if (bc_uses_gemm(l, in))
+    if (in->n < BC_GEMM_TOKENS)
+        bc_decode_task(isa, l, in, rows);
+    else if (l->ternary)
         bc_gemm_task(isa, l, in, rows.row0, t0, next->ternary ? next : l, next->ternary ? next_row0 : rows.row0);
     else
-        bc_gemv_task(isa, l, in, rows.row0, rows.row1);
+        bc_dense_task(isa, l, in, rows.row0, rows.row1, t0, bc_min(in->n - t0, BC_TOKEN_BLOCK));
 }
 
 /* Fetch the beginnings of a task's streams, so that it does not begin by waiting for memory. */
