@@ -200,10 +200,11 @@ def test_integer_activations_of_q6_k_change_nothing_that_counts():
     assert np.abs(got - exact).max() < 3e-5 * exact.std()
 
 
+@pytest.mark.parametrize("tokens", range(1, 8))
 @pytest.mark.parametrize("name", ["Q8_0", "Q6_K"])
-@given(seed=st.integers(0, 2**32 - 1), tokens=st.integers(1, 5))
-@settings(max_examples=10, deadline=None)
-def test_block_types_multiply_as_the_gguf_package_dequantises_them(name, seed, tokens):
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=3, deadline=None)
+def test_block_types_multiply_as_the_gguf_package_dequantises_them(name, tokens, seed):
     kind = getattr(gguf.GGMLQuantizationType, name)
     rng = np.random.default_rng(seed)
     block, size = gguf.GGML_QUANT_SIZES[kind]

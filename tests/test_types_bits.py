@@ -16,8 +16,8 @@ from tests.conftest import TINY
 
 TYPES = ("i2_s", "tl1", "tl2", "tq1_0", "tq2_0")
 TOKENS = 140  # past a block of 132 tokens of the panel GEMM
-# a panel holds 1024 columns, so the 1280 of one source are two
-# columns in multiples of 256 and rows of 32, so that every type can hold every matrix
+# columns in multiples of 256 and rows of 32, so that every type can hold every matrix; the 1280 columns of one source
+# are more than an unpacked panel holds
 SHAPE = {"hidden": 256, "ffn": 512, "n_heads": 8, "n_kv_heads": 4, "head_dim": 32}
 SOURCES = {
     "bundled": None,

@@ -8,7 +8,7 @@
 enum {
     BC_GEMM_TOKENS = 8,   /* from this many tokens on, panels and tiles beat one GEMV per token on weights in the cache */
     BC_MIN_ROWS = 16,     /* of a decode task */
-    BC_SMALL = 8,         /* small tasks of decode in a thread's share of a product */
+    BC_SMALL = 8,         /* a small task of decode is this part of a thread's share of a product */
     BC_CHUNK = 1 << 18,   /* bytes of weights that several tokens of a decode step read one after another, from L2 */
     BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
@@ -98,7 +98,7 @@ static void bc_build_tables(bc_linear *linears, int n, const bc_input *in)
 
 /* Tasks of a step: row ranges of its products, for each block of tokens where they are many. In decode one half of a
  * product is large tasks, because at the start of each one memory waits, and the other half small ones, because a thread
- * that loses its core should leave little undone. One thread has large ones only. */
+ * that loses its core should leave little undone. One thread has tasks of as many rows as may be. */
 typedef struct {
     int64_t rows;                     /* of the product */
     int64_t large, n_large, small;    /* rows of a large task, how many of them come first, rows of a small one */
@@ -115,9 +115,12 @@ static bc_cut bc_cut_rows(int64_t rows, int64_t step, const bc_input *in, int32_
     if (in->n < BC_GEMM_TOKENS) {
         step = bc_max(step, BC_STREAMS);
         const int64_t share = rows / threads, least = bc_round_up(BC_MIN_ROWS, step), most = BC_MAX_ROWS / step * step;
-        cut.large = bc_max(bc_min(share / 2 / step * step, most), least);
-        cut.small = threads == 1 ? most : bc_max(bc_min(share / BC_SMALL, BC_MAX_ROWS / 4) / step * step, least);
-        cut.n_large = threads == 1 ? 0 : (rows - bc_min(rows / 2, threads * BC_MAX_ROWS)) / (cut.large * threads) * threads;
+        cut.small = most;
+        if (threads > 1) {
+            cut.large = bc_max(bc_min(share / 2 / step * step, most), least);
+            cut.n_large = (rows - bc_min(rows / 2, threads * BC_MAX_ROWS)) / (cut.large * threads) * threads;
+            cut.small = bc_max(bc_min(share / BC_SMALL, BC_MAX_ROWS / 4) / step * step, least);
+        }
     }
     cut.row_tasks = cut.n_large + (rows - cut.n_large * cut.large + cut.small - 1) / cut.small;
     return cut;

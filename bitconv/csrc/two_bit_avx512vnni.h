@@ -1,4 +1,5 @@
-/* I2_S and TQ2_0 on AVX-512 VNNI: the decode of two_bit_avx2.h with exact int32 lanes, so there is no limit to watch.
+/* I2_S and TQ2_0 on AVX-512 VNNI: the decode of two_bit_avx2.h with exact int32 lanes. Each bit pair is multiplied where it
+ * lies, without a shift: a lane grows by 4 * 128 * 127 at most in 256 columns, and 8 million columns fit.
  *
  * 32 bytes hold 128 columns in four groups; 64 bytes are two such parts, whose activations lie 128 columns apart.
  */
