@@ -38,7 +38,7 @@ static void bc_rotate_token(bc_run *run, int32_t layer, int64_t t, int32_t head)
 static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
 {
     const int64_t heads = run->model->n_kv_heads, n = run->batch->n, together = n < BC_GEMM_TOKENS ? 1 : BC_KEYS / 2;
-    for (int64_t task; (task = bc_next_task(thread)) < (n + together - 1) / together * heads;) {
+    for (int64_t task; (task = bc_own_task(thread, (n + together - 1) / together * heads)) >= 0;) {
         const int64_t first = task / heads * together;
         for (int64_t t = first; t < bc_min(first + together, n); t++)
             bc_rotate_token(run, layer, t, (int32_t)(task % heads));
@@ -127,12 +127,13 @@ static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
         for (int64_t task; (task = bc_next_task(thread)) < tasks * g.segments;)
             bc_attend_part(run, layer, &g, task);
     else
-        for (int64_t task; (task = bc_next_task(thread)) < tasks;) {
-            /* head by head, whose keys stay in L2; the longest first, so that no thread ends with one */
-            const int64_t group = g.groups - 1 - task % g.groups;
-            const int64_t last = g.queries * (group + 1) / g.groups;
+        for (int64_t task; (task = bc_own_task(thread, tasks)) >= 0;) {
+            /* of each thread's queries head by head, whose keys stay in L2, and the longest first */
+            const int64_t chunk = (g.groups + thread->size - 1) / thread->size, before = task / (chunk * m->n_kv_heads) * chunk;
+            const int64_t size = bc_min(chunk, g.groups - before), at = task - before * m->n_kv_heads;
+            const int64_t group = before + size - 1 - at % size, last = g.queries * (group + 1) / g.groups;
             for (int64_t query = g.queries * group / g.groups; query < last;) {
-                const bc_attention a = bc_next_queries(run, layer, (int32_t)(task / g.groups), &query, last);
+                const bc_attention a = bc_next_queries(run, layer, (int32_t)(at / size), &query, last);
                 m->isa->attend(&a);
             }
         }

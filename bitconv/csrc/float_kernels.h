@@ -127,14 +127,25 @@ static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, fl
     return 0;
 }
 
-static void ISA(finish)(const int32_t *sum, int64_t n, int32_t minus, float act_scale, float weight_scale,
-                        const float *residual, float *y)
+static void ISA(finish)(const int32_t *sums, int64_t n, int64_t n_tokens, const int32_t *minus, const float *act_scale,
+                        float weight_scale, const float *residual, float *y, int64_t ldy)
 {
-    for (int64_t i = 0; i < n; i++)
-        y[i] = (float)(sum[i] - minus) / act_scale * weight_scale;
-    if (residual)
-        for (int64_t i = 0; i < n; i++)
-            y[i] += residual[i];
+    for (int64_t t = 0; t < n_tokens; t++, sums += BC_PANEL_ROWS, y += ldy) {
+        const int32_t less = minus ? minus[t] : 0;
+        int64_t i = 0;
+        for (; i + VL <= n; i += VL) {
+            const VF quotient = ISA(vf_div)(ISA(vf_load_i32)(sums + i, less), ISA(vf_set1)(act_scale[t]));
+            VF result = ISA(vf_mul)(quotient, ISA(vf_set1)(weight_scale));
+            if (residual)
+                result = ISA(vf_add)(result, ISA(vf_load)(residual + t * ldy + i));
+            ISA(vf_store)(y + i, result);
+        }
+        for (; i < n; i++) {
+            y[i] = (float)(sums[i] - less) / act_scale[t] * weight_scale;
+            if (residual)
+                y[i] += residual[t * ldy + i];
+        }
+    }
 }
 
 /* the rows of the two products are padded to BC_LANES, so whole vectors are read and written */

@@ -19,7 +19,7 @@ static void bc_embed(bc_run *run, bc_thread *thread)
 {
     const bc_model *m = run->model;
     const int64_t ldx = bc_round_up(m->hidden, BC_LANES), row_bytes = bc_dense_bytes(m->embedding.type, m->hidden);
-    for (int64_t t; (t = bc_next_task(thread)) < run->batch->n;)
+    for (int64_t t; (t = bc_own_task(thread, run->batch->n)) >= 0;)
         m->isa->widen(m->embedding.data + run->batch->token[t] * row_bytes, m->embedding.type, m->hidden, run->s.x + t * ldx);
     bc_barrier(thread);
 }
@@ -75,7 +75,7 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
         return;
     }
     in->x = any_dense ? s->normed : NULL;
-    for (int64_t task; (task = bc_next_task(thread)) * BC_MAX_TILE < n;) {
+    for (int64_t task; (task = bc_own_task(thread, (n + BC_MAX_TILE - 1) / BC_MAX_TILE)) >= 0;) {
         const int64_t t0 = task * BC_MAX_TILE;
         for (int64_t t = t0; t < bc_min(t0 + BC_MAX_TILE, n); t++) {
             int8_t *mine = codes + (t - t0) * stride; /* only the packed tile leaves this core's cache */
@@ -97,11 +97,11 @@ static bc_linear bc_linear_of(const bc_model *m, const bc_matrix *w, float *out,
 /* One site of a layer: make its input and multiply it by the matrices that share it. product: the activation that makes
  * one of the first two results, or NULL. */
 static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src, const float *norm,
-                    bc_linear *linears, int n, void (*product)(const float *, const float *, int64_t, float *))
+                    bc_linear *linears, int n, bc_product *product)
 {
     bc_input in = {.n = run->batch->n};
     if (in.n < BC_GEMM_TOKENS) { /* memory works while the input is made */
-        const bc_cut cut = bc_cut_rows(linears->w->rows, bc_row_step(linears), &in, thread->size);
+        const bc_cut cut = bc_cut_rows(linears->w->rows, bc_row_step(linears), thread->size);
         bc_begin(linears, bc_task_rows(&cut, thread->index));
     }
     int any_dense = 0;
@@ -109,10 +109,7 @@ static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, con
         any_dense |= !linears[i].ternary;
     bc_prepare(run, thread, layer, site, src, ld_src, norm, any_dense, &in);
     bc_build_tables(linears, n, &in);
-    if (product)
-        bc_apply_gated(run->model->isa, thread, linears, linears + 1, &in, product);
-    else
-        bc_apply(run->model->isa, thread, linears, n, &in);
+    bc_apply(run->model->isa, thread, linears, n, &in, product);
     bc_barrier(thread);
 }
 
@@ -160,17 +157,17 @@ static void bc_logits(bc_run *run, bc_thread *thread)
     bc_input in = {.n = n, .cols = m->hidden, .x = run->s.normed, .ldx = bc_round_up(m->hidden, BC_LANES), .work = own};
     const bc_linear head = bc_linear_of(m, &m->head, run->batch->logits, m->head.rows, NULL);
     if (n < BC_GEMM_TOKENS) { /* as in bc_prepare */
-        const bc_cut cut = bc_cut_rows(m->head.rows, 1, &in, thread->size);
+        const bc_cut cut = bc_cut_rows(m->head.rows, 1, thread->size);
         bc_begin(&head, bc_task_rows(&cut, thread->index));
         in.x = (float *)(own + bc_dense_work(bc_widest(m)));
         for (int64_t i = 0; i < n; i++)
             bc_final_norm(run, i, in.x + i * in.ldx);
     } else {
-        for (int64_t i; (i = bc_next_task(thread)) < n;)
+        for (int64_t i; (i = bc_own_task(thread, n)) >= 0;)
             bc_final_norm(run, i, in.x + i * in.ldx);
         bc_barrier(thread);
     }
-    bc_apply(m->isa, thread, &head, 1, &in);
+    bc_apply(m->isa, thread, &head, 1, &in, NULL);
     bc_barrier(thread);
 }
 

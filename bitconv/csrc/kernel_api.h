@@ -106,10 +106,10 @@ typedef struct bc_isa {
      * bc_dense_work(cols) bytes, aligned to 64 */
     void (*dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n,
                   float *out, int64_t ldo, uint8_t *work);
-    /* y = (sum - minus) / act_scale * weight_scale, plus residual where there is one: the one place where exact sums
-     * become floats */
-    void (*finish)(const int32_t *sum, int64_t n, int32_t minus, float act_scale, float weight_scale, const float *residual,
-                   float *y);
+    /* y[t][i] = (sums[t][i] - minus[t]) / act_scale[t] * weight_scale, plus residual[t][i] where there is one: the one place
+     * where exact sums become floats. Sums of tokens are BC_PANEL_ROWS apart, y and residual ldy; minus may be NULL. */
+    void (*finish)(const int32_t *sums, int64_t n, int64_t n_tokens, const int32_t *minus, const float *act_scale,
+                   float weight_scale, const float *residual, float *y, int64_t ldy);
     void (*widen)(const void *src, int32_t type, int64_t n, float *dst); /* dense row -> float32; row + n of the type */
     /* acc[t][32] += sum of codes * q over k columns, of the first 1 or 2 tiles of 16 rows of a panel, for a tile of tokens
      * packed as [k/4][tile][4]; |q| <= 127, k % 4 == 0 */

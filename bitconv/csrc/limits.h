@@ -144,7 +144,7 @@ static void bc_linear_work(void *job, bc_thread *thread)
         const bc_matrix *w = walk->weights + i;
         bc_linear linear = {.w = w, .ternary = bc_find_ternary(walk->isa, w->type), .table = -1, .out = walk->out, .ldo = w->rows};
         bc_build_tables(&linear, 1, &in);
-        bc_apply(walk->isa, thread, &linear, 1, &in);
+        bc_apply(walk->isa, thread, &linear, 1, &in, NULL);
         bc_barrier(thread);
     }
 }

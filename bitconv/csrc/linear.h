@@ -60,11 +60,12 @@ static void bc_pack_tile(const bc_input *in, const int8_t *codes, int64_t t0, in
         }
 }
 
-static inline void bc_finish(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t t, int64_t row, int64_t n,
-                             const int32_t *sum, int32_t minus)
+/* rows row.. of tokens t.. from their sums; minus: from those of a panel, whose codes are trit + 1 */
+static inline void bc_finish(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t t, int64_t n_tokens, int64_t row,
+                             int64_t n, const int32_t *sums, const int32_t *minus)
 {
     const float *residual = l->residual ? l->residual + t * l->ldo + row : NULL;
-    isa->finish(sum, n, minus, in->scale[t], l->w->scale, residual, bc_out(l, t, row));
+    isa->finish(sums, n, n_tokens, minus, in->scale + t, l->w->scale, residual, bc_out(l, t, row), l->ldo);
 }
 
 static inline int bc_uses_gemm(const bc_linear *l, const bc_input *in) { return l->ternary && in->n >= BC_GEMM_TOKENS; }
@@ -96,33 +97,30 @@ static void bc_build_tables(bc_linear *linears, int n, const bc_input *in)
     }
 }
 
-/* Tasks of a step: row ranges of its products, for each block of tokens where they are many. In decode one half of a
+/* Tasks of a decode step: row ranges of its products. One half of a
  * product is large tasks, because at the start of each one memory waits, and the other half small ones, because a thread
  * that loses its core should leave little undone. One thread has tasks of as many rows as may be. */
 typedef struct {
     int64_t rows;                     /* of the product */
     int64_t large, n_large, small;    /* rows of a large task, how many of them come first, rows of a small one */
-    int64_t row_tasks, token_tasks;
+    int64_t tasks;
 } bc_cut;
 
 typedef struct {
     int64_t row0, row1;
 } bc_rows;
 
-static bc_cut bc_cut_rows(int64_t rows, int64_t step, const bc_input *in, int32_t threads)
+static bc_cut bc_cut_rows(int64_t rows, int64_t step, int32_t threads)
 {
-    bc_cut cut = {.rows = rows, .small = BC_PANEL_ROWS, .token_tasks = (in->n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK};
-    if (in->n < BC_GEMM_TOKENS) {
-        step = bc_max(step, BC_STREAMS);
-        const int64_t share = rows / threads, least = bc_round_up(BC_MIN_ROWS, step), most = BC_MAX_ROWS / step * step;
-        cut.small = most;
-        if (threads > 1) {
-            cut.large = bc_max(bc_min(share / 2 / step * step, most), least);
-            cut.n_large = (rows - bc_min(rows / 2, threads * BC_MAX_ROWS)) / (cut.large * threads) * threads;
-            cut.small = bc_max(bc_min(share / BC_SMALL, BC_MAX_ROWS / 4) / step * step, least);
-        }
+    step = bc_max(step, BC_STREAMS);
+    const int64_t share = rows / threads, least = bc_round_up(BC_MIN_ROWS, step), most = BC_MAX_ROWS / step * step;
+    bc_cut cut = {.rows = rows, .small = most};
+    if (threads > 1) {
+        cut.large = bc_max(bc_min(share / 2 / step * step, most), least);
+        cut.n_large = (rows - bc_min(rows / 2, threads * BC_MAX_ROWS)) / (cut.large * threads) * threads;
+        cut.small = bc_max(bc_min(share / BC_SMALL, BC_MAX_ROWS / 4) / step * step, least);
     }
-    cut.row_tasks = cut.n_large + (rows - cut.n_large * cut.large + cut.small - 1) / cut.small;
+    cut.tasks = cut.n_large + (rows - cut.n_large * cut.large + cut.small - 1) / cut.small;
     return cut;
 }
 
@@ -152,7 +150,7 @@ static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *
     for (int64_t t = 0; t < in->n; t++) {
         const uint8_t *table = l->table < 0 ? NULL : bc_table(l, in, t);
         l->ternary->gemv(l->w, row0, row1, in->codes + t * in->codes_stride, in->sum[t], table, sums);
-        bc_finish(isa, l, in, t, row0, row1 - row0, sums, 0);
+        bc_finish(isa, l, in, t, 1, row0, row1 - row0, sums, NULL);
     }
 }
 
@@ -198,32 +196,18 @@ static void bc_run_tiles(const bc_isa *isa, const bc_linear *l, const bc_input *
 }
 
 /* One panel of rows against one block of tokens. The int32 sums are of codes trit + 1, hence the correction. */
-static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t t0, const bc_linear *next,
-                         int64_t next_row0)
+static void bc_gemm_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t t0, int64_t n,
+                         const bc_linear *next, int64_t next_row0)
 {
     _Alignas(64) uint8_t panel[BC_PANEL_ROWS * BC_PANEL_COLS];
     _Alignas(64) int32_t acc[(BC_TOKEN_BLOCK + BC_MAX_TILE) * BC_PANEL_ROWS];
-    const int64_t n = bc_min(in->n - t0, BC_TOKEN_BLOCK);
     memset(acc, 0, sizeof *acc * (size_t)((n + BC_MAX_TILE) * BC_PANEL_ROWS));
     for (int64_t k0 = 0, k1; k0 < l->w->cols; k0 = k1) {
         k1 = l->ternary->panel_end(l->w, k0);
         l->ternary->panel(l->w, row0, k0, k1, panel);
         bc_run_tiles(isa, l, in, panel, row0, k0, k1, t0, n, next, next_row0, acc);
     }
-    for (int64_t t = 0; t < n; t++)
-        bc_finish(isa, l, in, t0 + t, row0, bc_min(l->w->rows - row0, BC_PANEL_ROWS), acc + t * BC_PANEL_ROWS, in->sum[t0 + t]);
-}
-
-/* Some rows of a product for one block of tokens. next and next_row0 are what this thread will probably do then. */
-static void bc_rows_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, bc_rows rows, int64_t t0, const bc_linear *next,
-                         int64_t next_row0)
-{
-    if (in->n < BC_GEMM_TOKENS)
-        bc_decode_task(isa, l, in, rows);
-    else if (l->ternary)
-        bc_gemm_task(isa, l, in, rows.row0, t0, next->ternary ? next : l, next->ternary ? next_row0 : rows.row0);
-    else
-        bc_dense_task(isa, l, in, rows.row0, rows.row1, t0, bc_min(in->n - t0, BC_TOKEN_BLOCK));
+    bc_finish(isa, l, in, t0, n, row0, bc_min(l->w->rows - row0, BC_PANEL_ROWS), acc, in->sum + t0);
 }
 
 /* Fetch the beginnings of a task's streams, so that it does not begin by waiting for memory. */
@@ -240,52 +224,129 @@ static inline void bc_begin(const bc_linear *l, bc_rows rows)
 /* The first task of a step goes to the thread of its number, so that each knows what to fetch while it makes the input. */
 static inline int64_t bc_later_task(bc_thread *thread) { return thread->size + bc_next_task(thread); }
 
-/* One step of a pass: all products that share an input, cut into tasks over all threads. The caller puts the barrier. */
-static void bc_apply(const bc_isa *isa, bc_thread *thread, const bc_linear *linears, int n_linears, const bc_input *in)
+/* A step of decode: all products that share an input, cut into tasks over all threads. The caller puts the barrier. */
+static void bc_decode(const bc_isa *isa, bc_thread *thread, const bc_linear *linears, int n_linears, const bc_input *in)
 {
     int64_t task = thread->index, first = 0;
     for (int i = 0; i < n_linears; i++) {
         const bc_linear *l = linears + i;
-        const bc_cut cut = bc_cut_rows(l->w->rows, bc_row_step(l), in, thread->size);
-        for (; task < first + cut.row_tasks * cut.token_tasks; task = bc_later_task(thread)) {
-            /* all rows of a token block before the next: the codes of the block stay in L2 */
-            const int64_t at = task - first;
-            const bc_rows rows = bc_task_rows(&cut, at % cut.row_tasks), next = bc_task_rows(&cut, (at + thread->size) % cut.row_tasks);
-            if (in->n < BC_GEMM_TOKENS)
-                bc_begin(l, next);
-            bc_rows_task(isa, l, in, rows, at / cut.row_tasks * BC_TOKEN_BLOCK, l, next.row0);
+        const bc_cut cut = bc_cut_rows(l->w->rows, bc_row_step(l), thread->size);
+        for (; task < first + cut.tasks; task = bc_later_task(thread)) {
+            bc_begin(l, bc_task_rows(&cut, task - first + thread->size));
+            bc_decode_task(isa, l, in, bc_task_rows(&cut, task - first));
         }
-        first += cut.row_tasks * cut.token_tasks;
+        first += cut.tasks;
     }
 }
 
-/* The step of the feed-forward gate: the products gate and up of the same rows, which stay in the core's cache, then
- * out of gate = product(gate, up). */
-static void bc_apply_gated(const bc_isa *isa, bc_thread *thread, const bc_linear *gate, const bc_linear *up, const bc_input *in,
-                           void (*product)(const float *, const float *, int64_t, float *))
+typedef void bc_product(const float *gate, const float *up, int64_t n, float *out);
+
+/* gate and up of some rows, which stay in the core's cache: out of a step of the gate is their product */
+static void bc_gate_parts(const bc_linear *gate, const bc_linear *up, const bc_input *in, bc_rows rows, int64_t t0, bc_linear parts[2])
+{
+    parts[0] = *gate, parts[1] = *up;
+    for (int i = 0; i < 2; i++) {
+        parts[i].out = in->gated + i * BC_GATED_FLOATS;
+        parts[i].ldo = bc_round_up(rows.row1 - rows.row0, BC_LANES);
+        parts[i].out_token = t0, parts[i].out_row = rows.row0;
+    }
+}
+
+static inline void bc_multiply_parts(const bc_linear *gate, const bc_linear parts[2], bc_product *product, bc_rows rows, int64_t t0, int64_t n)
+{
+    for (int64_t t = t0; t < t0 + n; t++)
+        product(bc_out(parts, t, rows.row0), bc_out(parts + 1, t, rows.row0), rows.row1 - rows.row0, bc_out(gate, t, rows.row0));
+}
+
+static void bc_decode_gated(const bc_isa *isa, bc_thread *thread, const bc_linear *gate, const bc_linear *up, const bc_input *in,
+                            bc_product *product)
 {
     int64_t step = BC_LANES; /* whole vectors of floats belong to one task */
     while (step % bc_row_step(gate) || step % bc_row_step(up))
         step += BC_LANES;
-    const bc_cut cut = bc_cut_rows(gate->w->rows, step, in, thread->size);
-    for (int64_t task = thread->index; task < cut.row_tasks * cut.token_tasks; task = bc_later_task(thread)) {
-        const bc_rows rows = bc_task_rows(&cut, task % cut.row_tasks), next = bc_task_rows(&cut, (task + thread->size) % cut.row_tasks);
-        const int64_t row0 = rows.row0, t0 = task / cut.row_tasks * BC_TOKEN_BLOCK;
-        bc_linear parts[2] = {*gate, *up};
-        for (int i = 0; i < 2; i++) {
-            parts[i].out = in->gated + i * BC_GATED_FLOATS;
-            parts[i].ldo = bc_round_up(rows.row1 - row0, BC_LANES);
-            parts[i].out_token = t0, parts[i].out_row = row0;
-        }
-        if (in->n < BC_GEMM_TOKENS)
-            bc_begin(up, rows);
-        bc_rows_task(isa, parts, in, rows, t0, parts + 1, row0);
-        if (in->n < BC_GEMM_TOKENS)
-            bc_begin(gate, next);
-        bc_rows_task(isa, parts + 1, in, rows, t0, parts, next.row0);
-        for (int64_t t = t0; t < bc_min(t0 + BC_TOKEN_BLOCK, in->n); t++)
-            product(bc_out(parts, t, row0), bc_out(parts + 1, t, row0), rows.row1 - row0, bc_out(gate, t, row0));
+    const bc_cut cut = bc_cut_rows(gate->w->rows, step, thread->size);
+    for (int64_t task = thread->index; task < cut.tasks; task = bc_later_task(thread)) {
+        const bc_rows rows = bc_task_rows(&cut, task);
+        bc_linear parts[2];
+        bc_gate_parts(gate, up, in, rows, 0, parts);
+        bc_begin(up, rows);
+        bc_decode_task(isa, parts, in, rows);
+        bc_begin(gate, bc_task_rows(&cut, task + thread->size));
+        bc_decode_task(isa, parts + 1, in, rows);
+        bc_multiply_parts(gate, parts, product, rows, 0, in->n);
     }
+}
+
+/* Prefill: tasks are panels of rows for a block of tokens, all panels of a block before the next, whose codes stay in L2. */
+typedef struct {
+    int64_t blocks, tokens; /* how many blocks of how many tokens, whole tiles but for the last */
+} bc_blocks;
+
+static bc_blocks bc_cut_tokens(int64_t n, int32_t threads)
+{
+    int64_t blocks = (n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK;
+    (void)threads;
+    const int64_t tokens = bc_round_up((n + blocks - 1) / blocks, BC_MAX_TILE);
+    return (bc_blocks){(n + tokens - 1) / tokens, tokens};
+}
+
+static inline int64_t bc_panels(const bc_linear *l) { return (l->w->rows + BC_PANEL_ROWS - 1) / BC_PANEL_ROWS; }
+
+/* One panel of a product for one block of tokens. next and next_row0: where this thread will probably go on. */
+static void bc_prefill_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t t0, int64_t n,
+                            const bc_linear *next, int64_t next_row0)
+{
+    if (l->ternary)
+        bc_gemm_task(isa, l, in, row0, t0, n, next->ternary ? next : l, next->ternary ? next_row0 : row0);
+    else
+        bc_dense_task(isa, l, in, row0, bc_min(row0 + BC_PANEL_ROWS, l->w->rows), t0, n);
+}
+
+static void bc_prefill(const bc_isa *isa, bc_thread *thread, const bc_linear *linears, int n_linears, const bc_input *in)
+{
+    const bc_blocks cut = bc_cut_tokens(in->n, thread->size);
+    int64_t panels = 0;
+    for (int i = 0; i < n_linears; i++)
+        panels += bc_panels(linears + i);
+    for (int64_t task; (task = bc_own_task(thread, panels * cut.blocks)) >= 0;) {
+        const int64_t t0 = task / panels * cut.tokens;
+        const bc_linear *l = linears;
+        int64_t panel = task % panels;
+        for (; panel >= bc_panels(l); l++)
+            panel -= bc_panels(l);
+        const int last = panel + 1 == bc_panels(l);
+        const bc_linear *next = !last ? l : l + 1 < linears + n_linears ? l + 1 : linears;
+        bc_prefill_task(isa, l, in, panel * BC_PANEL_ROWS, t0, bc_min(in->n - t0, cut.tokens), next, last ? 0 : (panel + 1) * BC_PANEL_ROWS);
+    }
+}
+
+static void bc_prefill_gated(const bc_isa *isa, bc_thread *thread, const bc_linear *gate, const bc_linear *up, const bc_input *in,
+                             bc_product *product)
+{
+    const bc_blocks cut = bc_cut_tokens(in->n, thread->size);
+    const int64_t panels = bc_panels(gate);
+    for (int64_t task; (task = bc_own_task(thread, panels * cut.blocks)) >= 0;) {
+        const int64_t t0 = task / panels * cut.tokens, n = bc_min(in->n - t0, cut.tokens), row0 = task % panels * BC_PANEL_ROWS;
+        const bc_rows rows = {row0, bc_min(row0 + BC_PANEL_ROWS, gate->w->rows)};
+        bc_linear parts[2];
+        bc_gate_parts(gate, up, in, rows, t0, parts);
+        bc_prefill_task(isa, parts, in, row0, t0, n, parts + 1, row0);
+        bc_prefill_task(isa, parts + 1, in, row0, t0, n, parts, (task + 1) % panels * BC_PANEL_ROWS);
+        bc_multiply_parts(gate, parts, product, rows, t0, n);
+    }
+}
+
+/* One step of a pass. product: of the feed-forward gate, whose two products it joins, or NULL. The caller puts the barrier. */
+static void bc_apply(const bc_isa *isa, bc_thread *thread, const bc_linear *linears, int n, const bc_input *in, bc_product *product)
+{
+    if (in->n < BC_GEMM_TOKENS && product)
+        bc_decode_gated(isa, thread, linears, linears + 1, in, product);
+    else if (in->n < BC_GEMM_TOKENS)
+        bc_decode(isa, thread, linears, n, in);
+    else if (product)
+        bc_prefill_gated(isa, thread, linears, linears + 1, in, product);
+    else
+        bc_prefill(isa, thread, linears, n, in);
 }
 
 #endif

@@ -15,6 +15,10 @@ BC_INLINE VF ISA(vf_load_i8)(const int8_t *p)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+BC_INLINE VF ISA(vf_load_i32)(const int32_t *p, int32_t minus)
+{
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi32(minus)));
+}
 BC_INLINE VF ISA(vf_add)(VF a, VF b) { return _mm256_add_ps(a, b); }
 BC_INLINE VF ISA(vf_sub)(VF a, VF b) { return _mm256_sub_ps(a, b); }
 BC_INLINE VF ISA(vf_mul)(VF a, VF b) { return _mm256_mul_ps(a, b); }

@@ -15,6 +15,10 @@ BC_INLINE VF ISA(vf_load_i8)(const int8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+BC_INLINE VF ISA(vf_load_i32)(const int32_t *p, int32_t minus)
+{
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(minus)));
+}
 BC_INLINE VF ISA(vf_add)(VF a, VF b) { return _mm512_add_ps(a, b); }
 BC_INLINE VF ISA(vf_sub)(VF a, VF b) { return _mm512_sub_ps(a, b); }
 BC_INLINE VF ISA(vf_mul)(VF a, VF b) { return _mm512_mul_ps(a, b); }

@@ -14,6 +14,7 @@ BC_INLINE VF ISA(vf_load_i8)(const int8_t *p)
     const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(word)));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
+BC_INLINE VF ISA(vf_load_i32)(const int32_t *p, int32_t minus) { return vcvtq_f32_s32(vsubq_s32(vld1q_s32(p), vdupq_n_s32(minus))); }
 BC_INLINE VF ISA(vf_add)(VF a, VF b) { return vaddq_f32(a, b); }
 BC_INLINE VF ISA(vf_sub)(VF a, VF b) { return vsubq_f32(a, b); }
 BC_INLINE VF ISA(vf_mul)(VF a, VF b) { return vmulq_f32(a, b); }

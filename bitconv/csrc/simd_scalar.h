@@ -16,6 +16,7 @@ BC_INLINE VF ISA(vf_load)(const float *p) { BC_MAP(p[i]); }
 BC_INLINE VF ISA(vf_load_f16)(const uint16_t *p) { BC_MAP(bc_f16_to_f32(p[i])); }
 BC_INLINE VF ISA(vf_load_bf16)(const uint16_t *p) { BC_MAP(bc_bf16_to_f32(p[i])); }
 BC_INLINE VF ISA(vf_load_i8)(const int8_t *p) { BC_MAP((float)p[i]); }
+BC_INLINE VF ISA(vf_load_i32)(const int32_t *p, int32_t minus) { BC_MAP((float)(p[i] - minus)); }
 BC_INLINE VF ISA(vf_add)(VF a, VF b) { BC_MAP(a.f[i] + b.f[i]); }
 BC_INLINE VF ISA(vf_sub)(VF a, VF b) { BC_MAP(a.f[i] - b.f[i]); }
 BC_INLINE VF ISA(vf_mul)(VF a, VF b) { BC_MAP(a.f[i] * b.f[i]); }
