@@ -17,31 +17,63 @@ static void *bc_head_values(const bc_run *run, int32_t sequence, int32_t layer, 
     return run->cache->v + index * (run->cache->n_ctx / BC_KEYS) * bc_value_block_bytes(run->cache->type, run->model->head_dim);
 }
 
-/* RoPE on the queries and keys of one token and key/value head and its query heads; key and value go to the cache. */
-static void bc_rotate_token(bc_run *run, int32_t layer, int64_t t, int32_t head)
+/* RoPE on the queries and keys of one token and key/value head and its query heads */
+static void bc_rotate_token(const bc_run *run, int64_t t, int32_t head)
 {
     const bc_model *m = run->model;
-    const bc_batch *b = run->batch;
     const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
     float *q = run->s.qkv + t * bc_qkv_width(m), *k = q + bc_attention_width(m) + (int64_t)head * dim;
-    const float *v = k + (int64_t)m->n_kv_heads * dim;
-    const float *cos = run->cache->cos + (int64_t)b->position[t] * (dim / 2);
-    const float *sin = run->cache->sin + (int64_t)b->position[t] * (dim / 2);
+    const float *cos = run->cache->cos + (int64_t)run->batch->position[t] * (dim / 2);
+    const float *sin = run->cache->sin + (int64_t)run->batch->position[t] * (dim / 2);
     for (int32_t i = 0; i < group; i++)
         m->isa->rope(q + (int64_t)(head * group + i) * dim, cos, sin, dim, m->interleaved);
     m->isa->rope(k, cos, sin, dim, m->interleaved);
-    m->isa->store_kv(k, v, dim, run->cache->type, b->position[t], bc_head_keys(run, b->sequence[t], layer, head),
-                     bc_head_values(run, b->sequence[t], layer, head));
 }
 
-/* A task takes tokens in a row: a line of the key cache holds 32 of them and would wander between the cores. */
+/* The places of a token's key and value in the cache. */
+typedef struct {
+    uint8_t *k, *v; /* blocks */
+} bc_place;
+
+static bc_place bc_place_of(const bc_run *run, int32_t layer, int64_t t, int32_t head)
+{
+    const int32_t type = run->cache->type, dim = run->model->head_dim, sequence = run->batch->sequence[t];
+    const int64_t block = run->batch->position[t] / BC_KEYS;
+    return (bc_place){(uint8_t *)bc_head_keys(run, sequence, layer, head) + block * bc_key_block_bytes(type, dim),
+                      (uint8_t *)bc_head_values(run, sequence, layer, head) + block * bc_value_block_bytes(type, dim)};
+}
+
+/* A task takes tokens in a row: a line of the key cache holds 32 of them and would wander between the cores. What they write is
+ * fetched while they are rotated: stores that miss the cache wait one after another. */
 static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
 {
-    const int64_t heads = run->model->n_kv_heads, n = run->batch->n, together = n < BC_GEMM_TOKENS ? 1 : BC_KEYS / 2;
+    const bc_model *m = run->model;
+    const bc_batch *b = run->batch;
+    const int32_t type = run->cache->type, dim = m->head_dim;
+    const int64_t heads = m->n_kv_heads, n = b->n, together = n < BC_GEMM_TOKENS ? 1 : BC_KEYS / 2;
     for (int64_t task; (task = bc_own_task(thread, (n + together - 1) / together * heads)) >= 0;) {
-        const int64_t first = task / heads * together;
-        for (int64_t t = first; t < bc_min(first + together, n); t++)
-            bc_rotate_token(run, layer, t, (int32_t)(task % heads));
+        const int64_t first = task / heads * together, last = bc_min(first + together, n);
+        const int32_t head = (int32_t)(task % heads);
+        const bc_place place = bc_place_of(run, layer, last - 1, head);
+        for (int64_t at = 0; at < bc_key_block_bytes(type, dim); at += 64)
+            __builtin_prefetch(place.k + at, 1);
+        for (int64_t t = first; t < last; t++) {
+            const int64_t next = task + 1, nt = next / heads * together + t - first;
+            const int32_t nh = (int32_t)(next % heads);
+            if (nt < n) {
+            const float *q = run->s.qkv + nt * bc_qkv_width(m), *k = q + bc_attention_width(m) + (int64_t)nh * dim;
+            const int group = m->n_heads / m->n_kv_heads;
+    bc_prefetch((const uint8_t *)(q + nh * group * dim), group * dim * 4);
+    bc_prefetch((const uint8_t *)k, dim * 4);
+    bc_prefetch((const uint8_t *)(k + heads * dim), dim * 4);
+            }
+            bc_rotate_token(run, t, head);
+        }
+        for (int64_t t = first; t < last; t++) {
+            const float *k = run->s.qkv + t * bc_qkv_width(m) + bc_attention_width(m) + (int64_t)head * dim;
+            m->isa->store_kv(k, k + heads * dim, dim, type, b->position[t], bc_head_keys(run, b->sequence[t], layer, head),
+                             bc_head_values(run, b->sequence[t], layer, head));
+        }
     }
     bc_barrier(thread);
 }

@@ -71,9 +71,12 @@ static float ISA(norm)(const float *x, const float *g, float eps, int64_t n, flo
     }
     const float sum = ISA(fold)(acc);
     const float inverse = 1.0f / sqrtf(sum / (float)n + eps);
-    for (int64_t i = 0; i < n; i++)
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL)
+        ISA(vf_store)(y + i, ISA(vf_mul)(ISA(vf_mul)(ISA(vf_load)(x + i), ISA(vf_set1)(inverse)), ISA(vf_load)(g + i)));
+    for (; i < n; i++)
         y[i] = x[i] * inverse * g[i];
-    for (int64_t i = n; i < bc_round_up(n, BC_LANES); i++)
+    for (; i < bc_round_up(n, BC_LANES); i++)
         y[i] = 0.0f;
     return sum;
 }
@@ -104,7 +107,7 @@ static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, fl
 {
     float tmp[BC_LANES], m;
     int8_t codes[BC_LANES];
-    int32_t total = 0; /* not in *sum, whose line other cores write too */
+    VF total = ISA(vf_set1)(0.0f); /* exact: a lane would need 2^24 / 127 codes to round */
     if (!ISA(absmax)(x, n, 1e-5f, &m)) {
         memset(q, 0, (size_t)n_pad);
         *scale = 1.0f;
@@ -117,15 +120,24 @@ static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, fl
         const int whole = n - i >= BC_LANES;
         const float *p = ISA(lanes_at)(x, i, n, tmp);
         int8_t *to = whole ? q + i : codes;
-        for (int v = 0; v < NV; v++)
-            total += ISA(vf_store_i8)(to + v * VL, ISA(vf_round)(ISA(vf_mul)(ISA(vf_load)(p + v * VL), s)));
+        for (int v = 0; v < NV; v++) {
+            const VF code = ISA(vf_round)(ISA(vf_mul)(ISA(vf_load)(p + v * VL), s));
+            total = ISA(vf_add)(total, code);
+            ISA(vf_store_i8)(to + v * VL, code);
+        }
         if (!whole)
             memcpy(q + i, codes, (size_t)(n - i));
     }
-    *sum = total;
+    ISA(vf_store)(tmp, total);
+    int32_t lanes = 0; /* not in *sum, whose line other cores write too */
+    for (int i = 0; i < VL; i++)
+        lanes += (int32_t)tmp[i];
+    *sum = lanes;
     memset(q + n, 0, (size_t)(n_pad - n));
     return 0;
 }
+
+#define FINISH_AHEAD 6 /* tokens */
 
 static void ISA(finish)(const int32_t *sums, int64_t n, int64_t n_tokens, const int32_t *minus, const float *act_scale,
                         float weight_scale, const float *residual, float *y, int64_t ldy)
@@ -133,6 +145,12 @@ static void ISA(finish)(const int32_t *sums, int64_t n, int64_t n_tokens, const 
     for (int64_t t = 0; t < n_tokens; t++, sums += BC_PANEL_ROWS, y += ldy) {
         const int32_t less = minus ? minus[t] : 0;
         int64_t i = 0;
+        if (t + FINISH_AHEAD < n_tokens) /* the lines of a panel of rows, which are in L2: stores wait for them one by one */
+            for (int64_t at = 0; at < BC_PANEL_ROWS; at += 16) {
+                __builtin_prefetch(y + FINISH_AHEAD * ldy + at, 1);
+                if (residual)
+                    __builtin_prefetch(residual + (t + FINISH_AHEAD) * ldy + at);
+            }
         for (; i + VL <= n; i += VL) {
             const VF quotient = ISA(vf_div)(ISA(vf_load_i32)(sums + i, less), ISA(vf_set1)(act_scale[t]));
             VF result = ISA(vf_mul)(quotient, ISA(vf_set1)(weight_scale));
@@ -147,6 +165,8 @@ static void ISA(finish)(const int32_t *sums, int64_t n, int64_t n_tokens, const 
         }
     }
 }
+
+#undef FINISH_AHEAD
 
 /* the rows of the two products are padded to BC_LANES, so whole vectors are read and written */
 static void ISA(silu_mul)(const float *gate, const float *up, int64_t n, float *y)
@@ -171,7 +191,13 @@ static void ISA(relu2_mul)(const float *gate, const float *up, int64_t n, float 
 static void ISA(rope)(float *head, const float *cos, const float *sin, int32_t head_dim, int32_t interleaved)
 {
     const int32_t half = head_dim / 2;
-    for (int32_t i = 0; i < half; i++) {
+    int32_t i = 0;
+    for (; !interleaved && i + VL <= half; i += VL) {
+        const VF a = ISA(vf_load)(head + i), b = ISA(vf_load)(head + half + i), c = ISA(vf_load)(cos + i), s = ISA(vf_load)(sin + i);
+        ISA(vf_store)(head + i, ISA(vf_sub)(ISA(vf_mul)(a, c), ISA(vf_mul)(b, s)));
+        ISA(vf_store)(head + half + i, ISA(vf_add)(ISA(vf_mul)(b, c), ISA(vf_mul)(a, s)));
+    }
+    for (; i < half; i++) {
         float *first = interleaved ? head + 2 * i : head + i, *second = interleaved ? first + 1 : first + half;
         const float a = *first, b = *second;
         *first = a * cos[i] - b * sin[i];

@@ -282,10 +282,9 @@ typedef struct {
     int64_t blocks, tokens; /* how many blocks of how many tokens, whole tiles but for the last */
 } bc_blocks;
 
-static bc_blocks bc_cut_tokens(int64_t n, int32_t threads)
+static bc_blocks bc_cut_tokens(int64_t n)
 {
-    int64_t blocks = (n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK;
-    (void)threads;
+    const int64_t blocks = (n + BC_TOKEN_BLOCK - 1) / BC_TOKEN_BLOCK;
     const int64_t tokens = bc_round_up((n + blocks - 1) / blocks, BC_MAX_TILE);
     return (bc_blocks){(n + tokens - 1) / tokens, tokens};
 }
@@ -304,7 +303,7 @@ static void bc_prefill_task(const bc_isa *isa, const bc_linear *l, const bc_inpu
 
 static void bc_prefill(const bc_isa *isa, bc_thread *thread, const bc_linear *linears, int n_linears, const bc_input *in)
 {
-    const bc_blocks cut = bc_cut_tokens(in->n, thread->size);
+    const bc_blocks cut = bc_cut_tokens(in->n);
     int64_t panels = 0;
     for (int i = 0; i < n_linears; i++)
         panels += bc_panels(linears + i);
@@ -323,7 +322,7 @@ static void bc_prefill(const bc_isa *isa, bc_thread *thread, const bc_linear *li
 static void bc_prefill_gated(const bc_isa *isa, bc_thread *thread, const bc_linear *gate, const bc_linear *up, const bc_input *in,
                              bc_product *product)
 {
-    const bc_blocks cut = bc_cut_tokens(in->n, thread->size);
+    const bc_blocks cut = bc_cut_tokens(in->n);
     const int64_t panels = bc_panels(gate);
     for (int64_t task; (task = bc_own_task(thread, panels * cut.blocks)) >= 0;) {
         const int64_t t0 = task / panels * cut.tokens, n = bc_min(in->n - t0, cut.tokens), row0 = task % panels * BC_PANEL_ROWS;
