@@ -17,63 +17,86 @@ static void *bc_head_values(const bc_run *run, int32_t sequence, int32_t layer, 
     return run->cache->v + index * (run->cache->n_ctx / BC_KEYS) * bc_value_block_bytes(run->cache->type, run->model->head_dim);
 }
 
-/* RoPE on the queries and keys of one token and key/value head and its query heads */
-static void bc_rotate_token(const bc_run *run, int64_t t, int32_t head)
+/* what the tokens of one key/value head have in the row of one token: its query heads, its key and its value */
+typedef struct {
+    float *q, *k, *v;
+} bc_head_rows;
+
+static inline bc_head_rows bc_rows_of_head(const bc_run *run, int64_t t, int64_t head)
 {
     const bc_model *m = run->model;
-    const int32_t group = m->n_heads / m->n_kv_heads, dim = m->head_dim;
-    float *q = run->s.qkv + t * bc_qkv_width(m), *k = q + bc_attention_width(m) + (int64_t)head * dim;
-    const float *cos = run->cache->cos + (int64_t)run->batch->position[t] * (dim / 2);
-    const float *sin = run->cache->sin + (int64_t)run->batch->position[t] * (dim / 2);
-    for (int32_t i = 0; i < group; i++)
-        m->isa->rope(q + (int64_t)(head * group + i) * dim, cos, sin, dim, m->interleaved);
-    m->isa->rope(k, cos, sin, dim, m->interleaved);
+    float *q = run->s.qkv + t * bc_qkv_width(m), *k = q + bc_attention_width(m) + head * m->head_dim;
+    return (bc_head_rows){q + head * (m->n_heads / m->n_kv_heads) * m->head_dim, k, k + (int64_t)m->n_kv_heads * m->head_dim};
 }
 
-/* The places of a token's key and value in the cache. */
-typedef struct {
-    uint8_t *k, *v; /* blocks */
-} bc_place;
-
-static bc_place bc_place_of(const bc_run *run, int32_t layer, int64_t t, int32_t head)
+/* RoPE on the queries and the key of one token and key/value head */
+static void bc_rotate_token(const bc_run *run, int64_t t, int64_t head)
 {
-    const int32_t type = run->cache->type, dim = run->model->head_dim, sequence = run->batch->sequence[t];
-    const int64_t block = run->batch->position[t] / BC_KEYS;
-    return (bc_place){(uint8_t *)bc_head_keys(run, sequence, layer, head) + block * bc_key_block_bytes(type, dim),
-                      (uint8_t *)bc_head_values(run, sequence, layer, head) + block * bc_value_block_bytes(type, dim)};
+    const bc_model *m = run->model;
+    const bc_head_rows rows = bc_rows_of_head(run, t, head);
+    const float *cos = run->cache->cos + (int64_t)run->batch->position[t] * (m->head_dim / 2);
+    const float *sin = run->cache->sin + (int64_t)run->batch->position[t] * (m->head_dim / 2);
+    for (int32_t i = 0; i < m->n_heads / m->n_kv_heads; i++)
+        m->isa->rope(rows.q + (int64_t)i * m->head_dim, cos, sin, m->head_dim, m->interleaved);
+    m->isa->rope(rows.k, cos, sin, m->head_dim, m->interleaved);
 }
 
-/* A task takes tokens in a row: a line of the key cache holds 32 of them and would wander between the cores. What they write is
- * fetched while they are rotated: stores that miss the cache wait one after another. */
+static void bc_store_token(const bc_run *run, int32_t layer, int64_t t, int32_t head)
+{
+    const bc_head_rows rows = bc_rows_of_head(run, t, head);
+    const int32_t sequence = run->batch->sequence[t];
+    run->model->isa->store_kv(rows.k, rows.v, run->model->head_dim, run->cache->type, run->batch->position[t],
+                              bc_head_keys(run, sequence, layer, head), bc_head_values(run, sequence, layer, head));
+}
+
+/* Tasks of bc_rotate: some tokens in a row and one key/value head. A line of the key cache holds 32 tokens and would wander
+ * between the cores. */
+typedef struct {
+    int64_t first, last; /* tokens */
+    int32_t head;
+} bc_turn;
+
+static inline bc_turn bc_turn_of(const bc_run *run, int64_t task)
+{
+    const int64_t together = run->batch->n < BC_GEMM_TOKENS ? 1 : BC_KEYS / 2, heads = run->model->n_kv_heads;
+    const int64_t first = task / heads * together;
+    return (bc_turn){first, bc_min(first + together, run->batch->n), (int32_t)(task % heads)};
+}
+
+/* Fetch what a task reads of its token t: pieces here and there, which the hardware does not foresee. */
+BC_INLINE void bc_begin_token(const bc_run *run, int64_t t, int64_t head)
+{
+    const bc_model *m = run->model;
+    const int64_t bytes = (int64_t)m->head_dim * 4;
+    const bc_head_rows rows = bc_rows_of_head(run, t, head);
+    bc_prefetch((const uint8_t *)rows.q, m->n_heads / m->n_kv_heads * bytes);
+    bc_prefetch((const uint8_t *)rows.k, bytes);
+    bc_prefetch((const uint8_t *)rows.v, bytes);
+}
+
+/* Fetch the block of keys that a token is written to: stores that miss the cache wait one after another. */
+BC_INLINE void bc_begin_keys(const bc_run *run, int32_t layer, int64_t t, int32_t head)
+{
+    const int64_t bytes = bc_key_block_bytes(run->cache->type, run->model->head_dim);
+    const uint8_t *keys = bc_head_keys(run, run->batch->sequence[t], layer, head);
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(keys + run->batch->position[t] / BC_KEYS * bytes + at, 1);
+}
+
 static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
 {
-    const bc_model *m = run->model;
-    const bc_batch *b = run->batch;
-    const int32_t type = run->cache->type, dim = m->head_dim;
-    const int64_t heads = m->n_kv_heads, n = b->n, together = n < BC_GEMM_TOKENS ? 1 : BC_KEYS / 2;
+    const int64_t n = run->batch->n, heads = run->model->n_kv_heads, together = bc_turn_of(run, 0).last;
     for (int64_t task; (task = bc_own_task(thread, (n + together - 1) / together * heads)) >= 0;) {
-        const int64_t first = task / heads * together, last = bc_min(first + together, n);
-        const int32_t head = (int32_t)(task % heads);
-        const bc_place place = bc_place_of(run, layer, last - 1, head);
-        for (int64_t at = 0; at < bc_key_block_bytes(type, dim); at += 64)
-            __builtin_prefetch(place.k + at, 1);
-        for (int64_t t = first; t < last; t++) {
-            const int64_t next = task + 1, nt = next / heads * together + t - first;
-            const int32_t nh = (int32_t)(next % heads);
-            if (nt < n) {
-            const float *q = run->s.qkv + nt * bc_qkv_width(m), *k = q + bc_attention_width(m) + (int64_t)nh * dim;
-            const int group = m->n_heads / m->n_kv_heads;
-    bc_prefetch((const uint8_t *)(q + nh * group * dim), group * dim * 4);
-    bc_prefetch((const uint8_t *)k, dim * 4);
-    bc_prefetch((const uint8_t *)(k + heads * dim), dim * 4);
-            }
-            bc_rotate_token(run, t, head);
+        const bc_turn turn = bc_turn_of(run, task), next = bc_turn_of(run, task + 1);
+        if (n >= BC_GEMM_TOKENS)
+            bc_begin_keys(run, layer, turn.last - 1, turn.head);
+        for (int64_t t = turn.first; t < turn.last; t++) {
+            if (next.first + t - turn.first < next.last)
+                bc_begin_token(run, next.first + t - turn.first, next.head);
+            bc_rotate_token(run, t, turn.head);
         }
-        for (int64_t t = first; t < last; t++) {
-            const float *k = run->s.qkv + t * bc_qkv_width(m) + bc_attention_width(m) + (int64_t)head * dim;
-            m->isa->store_kv(k, k + heads * dim, dim, type, b->position[t], bc_head_keys(run, b->sequence[t], layer, head),
-                             bc_head_values(run, b->sequence[t], layer, head));
-        }
+        for (int64_t t = turn.first; t < turn.last; t++)
+            bc_store_token(run, layer, t, turn.head);
     }
     bc_barrier(thread);
 }

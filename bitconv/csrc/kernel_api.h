@@ -16,6 +16,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#define BC_INLINE static inline __attribute__((always_inline))
+
 enum {
     BC_LANES = 32,       /* virtual lanes of a float reduction; float rows are padded to a multiple of it */
     BC_KEYS = 32,        /* keys in one block of the cache and of the online softmax */
@@ -23,7 +25,7 @@ enum {
     BC_TILE_ROWS = 16,   /* rows of one register tile */
     BC_PANEL_ROWS = 32,  /* rows unpacked at a time: two register tiles, and one row block of TL1 and TL2 */
     BC_PANEL_COLS = 1024,/* columns unpacked at a time, at most: 32 KiB of codes, which stay in L1 and L2 */
-    BC_TOKEN_BLOCK = 132,/* tokens that share one unpacked panel: their int32 sums stay beside it */
+    BC_TOKEN_BLOCK = 264,/* tokens that share one unpacked panel, at most: their int32 sums stay beside it */
     BC_MAX_TILE = 6,     /* tokens of one register tile */
     BC_SEGMENT = 256,    /* keys of one softmax, a multiple of BC_KEYS; segments are merged in order */
     BC_GROUP = 32,       /* dimensions that share one scale in a Q8_0 cache */
@@ -180,14 +182,15 @@ static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)
     {type, #prefix "_gemv_" BC_ISA_NAME, #prefix "_panel_" BC_ISA_NAME, ISA(prefix##_gemv), ISA(prefix##_panel),      \
      panel_end, prefix##_begin, prefix##_prefetch, row_step, prepare}
 
-static inline void bc_prefetch(const uint8_t *from, int64_t bytes)
+/* always inlined: gcc takes a function that does nothing but fetch for one without effect and drops the call */
+BC_INLINE void bc_prefetch(const uint8_t *from, int64_t bytes)
 {
     for (int64_t at = 0; at < bytes; at += 64)
         __builtin_prefetch(from + at);
 }
 
 /* into L2, for what is needed much later: the first level has too few misses under way to hide all of memory's delay */
-static inline void bc_prefetch_far(const uint8_t *from, int64_t bytes)
+BC_INLINE void bc_prefetch_far(const uint8_t *from, int64_t bytes)
 {
     for (int64_t at = 0; at < bytes; at += 64)
         __builtin_prefetch(from + at, 0, 2);
@@ -204,12 +207,10 @@ static inline void bc_prefetch_far(const uint8_t *from, int64_t bytes)
     }
 
 /* the beginnings of the streams of rows row0..row1, which lie one after another */
-static inline void bc_begin_rows(const uint8_t *data, int64_t row_bytes, int64_t row0, int64_t row1)
+BC_INLINE void bc_begin_rows(const uint8_t *data, int64_t row_bytes, int64_t row0, int64_t row1)
 {
     for (int64_t i = 0; i < BC_STREAMS; i++)
         bc_prefetch(data + (row0 + (row1 - row0) / BC_STREAMS * i) * row_bytes, bc_min(BC_AHEAD, row_bytes));
 }
-
-#define BC_INLINE static inline __attribute__((always_inline))
 
 #endif

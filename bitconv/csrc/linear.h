@@ -12,9 +12,9 @@ enum {
     BC_CHUNK = 1 << 18,   /* bytes of weights that several tokens of a decode step read one after another, from L2 */
     BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
-    BC_GATED_FLOATS = (BC_GEMM_TOKENS - 1) * BC_MAX_ROWS, /* of one product in a task of bc_apply_gated, prefill or decode */
+    BC_GATED_FLOATS = BC_TOKEN_BLOCK * BC_PANEL_ROWS, /* of gate or of up in one task, prefill or decode */
 };
-_Static_assert((int)BC_GATED_FLOATS >= BC_TOKEN_BLOCK * BC_PANEL_ROWS, "a prefill task is larger than a decode task");
+_Static_assert((int)BC_GATED_FLOATS >= (BC_GEMM_TOKENS - 1) * BC_MAX_ROWS, "a decode task is larger than a prefill task");
 
 /* the inputs of a site: n rows of cols features, as float32 for dense weights and as int8 codes for ternary ones */
 typedef struct {
