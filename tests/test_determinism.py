@@ -12,7 +12,7 @@ from bitconv import _kernels
 from bitconv.runtime.model import Model
 from tests.checkpoints import make_checkpoint
 
-TOKENS = 290  # past one attention segment of 256 keys and past two blocks of 132 tokens of the panel GEMM
+TOKENS = 290  # past one attention segment of 256 keys and past a block of 264 tokens of the panel GEMM
 
 MODELS = {
     "bitnet": {"family": "bitnet", "form": "packed_autobitlinear"},

@@ -86,7 +86,7 @@ BC_INLINE void bc_begin_keys(const bc_run *run, int32_t layer, int64_t t, int32_
 static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
 {
     const int64_t n = run->batch->n, heads = run->model->n_kv_heads, together = bc_turn_of(run, 0).last;
-    for (int64_t task; (task = bc_own_task(thread, (n + together - 1) / together * heads)) >= 0;) {
+    for (int64_t task; (task = bc_token_task(thread, n, (n + together - 1) / together * heads)) >= 0;) {
         const bc_turn turn = bc_turn_of(run, task), next = bc_turn_of(run, task + 1);
         if (n >= BC_GEMM_TOKENS)
             bc_begin_keys(run, layer, turn.last - 1, turn.head);
@@ -182,7 +182,7 @@ static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
         for (int64_t task; (task = bc_next_task(thread)) < tasks * g.segments;)
             bc_attend_part(run, layer, &g, task);
     else
-        for (int64_t task; (task = bc_own_task(thread, tasks)) >= 0;) {
+        for (int64_t task; (task = bc_token_task(thread, run->batch->n, tasks)) >= 0;) {
             /* of each thread's queries head by head, whose keys stay in L2, and the longest first */
             const int64_t chunk = (g.groups + thread->size - 1) / thread->size, before = task / (chunk * m->n_kv_heads) * chunk;
             const int64_t size = bc_min(chunk, g.groups - before), at = task - before * m->n_kv_heads;

@@ -19,7 +19,7 @@ static void bc_embed(bc_run *run, bc_thread *thread)
 {
     const bc_model *m = run->model;
     const int64_t ldx = bc_round_up(m->hidden, BC_LANES), row_bytes = bc_dense_bytes(m->embedding.type, m->hidden);
-    for (int64_t t; (t = bc_own_task(thread, run->batch->n)) >= 0;)
+    for (int64_t t; (t = bc_token_task(thread, run->batch->n, run->batch->n)) >= 0;)
         m->isa->widen(m->embedding.data + run->batch->token[t] * row_bytes, m->embedding.type, m->hidden, run->s.x + t * ldx);
     bc_barrier(thread);
 }

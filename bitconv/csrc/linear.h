@@ -16,6 +16,15 @@ enum {
 };
 _Static_assert((int)BC_GATED_FLOATS >= (BC_GEMM_TOKENS - 1) * BC_MAX_ROWS, "a decode task is larger than a prefill task");
 
+/* the next task of a step over n tokens, or -1 */
+static inline int64_t bc_token_task(bc_thread *thread, int64_t n, int64_t n_tasks)
+{
+    if (n >= BC_GEMM_TOKENS)
+        return bc_own_task(thread, n_tasks);
+    const int64_t task = bc_next_task(thread);
+    return task < n_tasks ? task : -1;
+}
+
 /* the inputs of a site: n rows of cols features, as float32 for dense weights and as int8 codes for ternary ones */
 typedef struct {
     int64_t n, cols, codes_stride; /* codes_stride = cols padded to 128 with zero codes */

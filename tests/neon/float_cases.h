@@ -227,17 +227,23 @@ static void check_widen(const bc_isa *isa)
 static void check_finish(const bc_isa *isa)
 {
     for (int i = 0; i < 200; i++) {
-        const int64_t n = random_in(1, 70);
-        int32_t *sum = take(n * 4);
-        const float *residual = i % 2 ? take_floats(n, n, NORMAL) : NULL;
-        float *want = take(n * 4), *got = take(n * 4);
-        const float act_scale = 127 / (1e-5f + (float)random_in(0, 1000)), scale = random_float(1.0f);
-        const int32_t minus = random_in(-100000, 100000);
-        for (int64_t j = 0; j < n; j++)
-            sum[j] = random_in(-20000000, 20000000);
-        isa_scalar.finish(sum, n, minus, act_scale, scale, residual, want);
-        isa->finish(sum, n, minus, act_scale, scale, residual, got);
-        expect(same_floats(want, got, n));
+        const int64_t tokens = random_in(1, 10), n = random_in(1, tokens > 1 ? BC_PANEL_ROWS : 70), ld = n + random_in(0, 3);
+        const int64_t all = (tokens - 1) * ld + n, n_sums = (tokens - 1) * BC_PANEL_ROWS + n;
+        int32_t *sums = take(n_sums * 4), *minus = take(tokens * 4);
+        const float *residual = i % 2 ? take_floats(all, all, NORMAL) : NULL;
+        float *want = take(all * 4), *got = take(all * 4), *act_scale = take(tokens * 4);
+        const float scale = random_float(1.0f);
+        for (int64_t j = 0; j < n_sums; j++)
+            sums[j] = random_in(-20000000, 20000000);
+        for (int64_t t = 0; t < tokens; t++) {
+            minus[t] = random_in(-100000, 100000);
+            act_scale[t] = 127 / (1e-5f + (float)random_in(0, 1000));
+        }
+        memset(want, 0, (size_t)all * 4); /* between the rows too, where nothing may be written */
+        memset(got, 0, (size_t)all * 4);
+        isa_scalar.finish(sums, n, tokens, i % 3 ? minus : NULL, act_scale, scale, residual, want, ld);
+        isa->finish(sums, n, tokens, i % 3 ? minus : NULL, act_scale, scale, residual, got, ld);
+        expect(same_floats(want, got, all));
     }
     report(isa, "finish");
 }
