@@ -113,6 +113,13 @@ def test_a_row_that_is_not_finite_gives_zeros_and_a_flag(isa, value, at):
     assert total == 0
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_codes_of_a_wide_row_are_summed_exactly(isa):
+    codes, _, total, _ = _kernels.quantise(np.full(2_200_003, 3.5, dtype=np.float32), isa)
+    assert (codes[:2_200_003] == 127).all()
+    assert total == 127 * 2_200_003
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300))
 @settings(max_examples=30, deadline=None)
 def test_norm_is_the_same_on_every_isa_and_near_float64(seed, n):

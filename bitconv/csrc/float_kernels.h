@@ -102,12 +102,14 @@ BC_INLINE int ISA(absmax)(const float *x, int64_t n, float least, float *result)
     return bad == bad;
 }
 
+#define QUANTISE_PART 65536 /* columns, a multiple of BC_LANES */
+
 /* scale = 127 / max|x| in two roundings, as torch evaluates it; codes are rounded half to even */
 static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, float *scale, int32_t *sum)
 {
     float tmp[BC_LANES], m;
     int8_t codes[BC_LANES];
-    VF total = ISA(vf_set1)(0.0f); /* exact: a lane would need 2^24 / 127 codes to round */
+    int32_t total = 0; /* not in *sum, whose line other cores write too */
     if (!ISA(absmax)(x, n, 1e-5f, &m)) {
         memset(q, 0, (size_t)n_pad);
         *scale = 1.0f;
@@ -116,26 +118,30 @@ static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, fl
     }
     *scale = (1.0f / m) * 127.0f;
     const VF s = ISA(vf_set1)(*scale);
-    for (int64_t i = 0; i < n; i += BC_LANES) {
-        const int whole = n - i >= BC_LANES;
-        const float *p = ISA(lanes_at)(x, i, n, tmp);
-        int8_t *to = whole ? q + i : codes;
-        for (int v = 0; v < NV; v++) {
-            const VF code = ISA(vf_round)(ISA(vf_mul)(ISA(vf_load)(p + v * VL), s));
-            total = ISA(vf_add)(total, code);
-            ISA(vf_store_i8)(to + v * VL, code);
+    for (int64_t i = 0; i < n;) {
+        VF part = ISA(vf_set1)(0.0f); /* sums of codes, exact: a lane would need 2^24 / 127 of them to round */
+        for (const int64_t end = bc_min(i + QUANTISE_PART, n); i < end; i += BC_LANES) {
+            const int whole = n - i >= BC_LANES;
+            const float *p = ISA(lanes_at)(x, i, n, tmp);
+            int8_t *to = whole ? q + i : codes;
+            for (int v = 0; v < NV; v++) {
+                const VF code = ISA(vf_round)(ISA(vf_mul)(ISA(vf_load)(p + v * VL), s));
+                part = ISA(vf_add)(part, code);
+                ISA(vf_store_i8)(to + v * VL, code);
+            }
+            if (!whole)
+                memcpy(q + i, codes, (size_t)(n - i));
         }
-        if (!whole)
-            memcpy(q + i, codes, (size_t)(n - i));
+        ISA(vf_store)(tmp, part);
+        for (int lane = 0; lane < VL; lane++)
+            total += (int32_t)tmp[lane];
     }
-    ISA(vf_store)(tmp, total);
-    int32_t lanes = 0; /* not in *sum, whose line other cores write too */
-    for (int i = 0; i < VL; i++)
-        lanes += (int32_t)tmp[i];
-    *sum = lanes;
+    *sum = total;
     memset(q + n, 0, (size_t)(n_pad - n));
     return 0;
 }
+
+#undef QUANTISE_PART
 
 #define FINISH_AHEAD 6 /* tokens */
 

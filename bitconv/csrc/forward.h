@@ -1,6 +1,6 @@
 /* The forward pass: one call without the GIL, one thread team, a few steps with a barrier between them.
  *
- * Every step cuts its work into tasks that threads take from a counter. A task computes whole values, never partial
+ * Every step cuts its work into tasks, which threads take (team.h). A task computes whole values, never partial
  * sums, so the result does not depend on who did what, on the number of threads, or on how a prompt is cut into batches.
  */
 #ifndef BITCONV_FORWARD_H

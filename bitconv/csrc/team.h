@@ -1,4 +1,4 @@
-/* The threads of one forward pass: a spin barrier and a counter that hands out tasks.
+/* The threads of one forward pass: a spin barrier and counters that hand out tasks.
  *
  * A pass crosses about six barriers a layer, so a barrier must cost a fraction of a microsecond: threads spin. A thread that
  * spins for long waits for one that has lost its core, so it goes to sleep and leaves its own. Which thread takes a task
@@ -65,7 +65,7 @@ static void bc_sleep(bc_team *team, int32_t from)
 #endif
 }
 
-/* Wait for the whole team; the last one to arrive makes the task counter start again. */
+/* Wait for the whole team; the task counters start again. */
 static void bc_barrier(bc_thread *t)
 {
     bc_team *team = t->team;
