@@ -55,6 +55,11 @@ def test_threads_and_isa_do_not_change_a_bit(reference, isa, threads):
     assert context.team == (threads if _kernels.has_openmp() else 1)
 
 
+def test_more_threads_than_shares_do_not_change_a_bit(path):
+    one, many = (bitconv.load(path, threads=threads) for threads in (1, 37))
+    assert bits(many.logits(sequence(many))) == bits(one.logits(sequence(one)))
+
+
 def test_single_steps_give_the_bits_of_one_prefill(reference):
     path, cache_type, expected = reference
     model = bitconv.load(path, threads=2, cache_type=cache_type)

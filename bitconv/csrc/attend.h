@@ -17,7 +17,7 @@ static void *bc_head_values(const bc_run *run, int32_t sequence, int32_t layer, 
     return run->cache->v + index * (run->cache->n_ctx / BC_KEYS) * bc_value_block_bytes(run->cache->type, run->model->head_dim);
 }
 
-/* what the tokens of one key/value head have in the row of one token: its query heads, its key and its value */
+/* where the queries, the key and the value of one token and key/value head begin */
 typedef struct {
     float *q, *k, *v;
 } bc_head_rows;
@@ -56,11 +56,13 @@ typedef struct {
     int32_t head;
 } bc_turn;
 
+/* tokens of a turn */
+static inline int64_t bc_together(const bc_run *run) { return run->batch->n < BC_GEMM_TOKENS ? 1 : BC_KEYS / 2; }
+
 static inline bc_turn bc_turn_of(const bc_run *run, int64_t task)
 {
-    const int64_t together = run->batch->n < BC_GEMM_TOKENS ? 1 : BC_KEYS / 2, heads = run->model->n_kv_heads;
-    const int64_t first = task / heads * together;
-    return (bc_turn){first, bc_min(first + together, run->batch->n), (int32_t)(task % heads)};
+    const int64_t first = task / run->model->n_kv_heads * bc_together(run);
+    return (bc_turn){first, bc_min(first + bc_together(run), run->batch->n), (int32_t)(task % run->model->n_kv_heads)};
 }
 
 /* Fetch what a task reads of its token t: pieces here and there, which the hardware does not foresee. */
@@ -85,8 +87,8 @@ BC_INLINE void bc_begin_keys(const bc_run *run, int32_t layer, int64_t t, int32_
 
 static void bc_rotate(bc_run *run, bc_thread *thread, int32_t layer)
 {
-    const int64_t n = run->batch->n, heads = run->model->n_kv_heads, together = bc_turn_of(run, 0).last;
-    for (int64_t task; (task = bc_token_task(thread, n, (n + together - 1) / together * heads)) >= 0;) {
+    const int64_t n = run->batch->n, turns = (n + bc_together(run) - 1) / bc_together(run) * run->model->n_kv_heads;
+    for (int64_t task; (task = bc_token_task(thread, n, turns)) >= 0;) {
         const bc_turn turn = bc_turn_of(run, task), next = bc_turn_of(run, task + 1);
         if (n >= BC_GEMM_TOKENS)
             bc_begin_keys(run, layer, turn.last - 1, turn.head);

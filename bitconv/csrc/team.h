@@ -19,16 +19,16 @@
 #include <omp.h>
 #endif
 
-enum { BC_PARTS = 32 }; /* of a step: each belongs to one thread, or to some where there are more */
+enum { BC_SHARES = 32 }; /* of a step: each belongs to one thread, or to some where there are more */
 
-/* the tasks of one part that were taken, in steps of even and of odd phase */
+/* the tasks of one share that were taken, in steps of even and of odd phase */
 typedef struct {
     _Alignas(64) int64_t next[2];
-} bc_part;
+} bc_share;
 
 typedef struct {
     _Alignas(64) int64_t next;   /* the next task of the current step, where all take from one counter */
-    bc_part parts[BC_PARTS];
+    bc_share shares[BC_SHARES];
     _Alignas(64) int32_t arrived;
     _Alignas(64) int32_t phase;
     int32_t sleepers;            /* threads that sleep until phase changes, or are about to */
@@ -40,7 +40,7 @@ enum { BC_SPINS = 4000 }; /* some 0.1 ms: longer than a step is uneven, shorter 
 typedef struct {
     bc_team *team;
     int32_t index, size, phase;
-    int32_t parts_done; /* parts of this step that this thread saw the end of, from its own on */
+    int32_t shares_done; /* shares of this step that this thread saw the end of, from its own on */
 } bc_thread;
 
 static inline void bc_pause(void)
@@ -70,9 +70,9 @@ static void bc_barrier(bc_thread *t)
 {
     bc_team *team = t->team;
     const int32_t phase = ++t->phase;
-    t->parts_done = 0;
-    if (t->index < BC_PARTS)
-        team->parts[t->index].next[phase & 1] = 0; /* nobody takes from it before everybody is here */
+    t->shares_done = 0;
+    if (t->index < BC_SHARES)
+        team->shares[t->index].next[phase & 1] = 0; /* nobody takes from it before everybody is here */
     if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == t->size) {
         team->arrived = 0;
         team->next = 0;
@@ -91,15 +91,15 @@ static void bc_barrier(bc_thread *t)
     }
 }
 
-/* The next task of a step of n_tasks, or -1. Each thread has a part of its own, tasks in a row, and helps with the others when
+/* The next task of a step of n_tasks, or -1. Each thread has a share of its own, tasks in a row, and helps with the others when
  * that is done. Steps whose tasks go by tokens give a thread the same tokens every time, which are in its caches. */
 static int64_t bc_own_task(bc_thread *t, int64_t n_tasks)
 {
-    const int32_t parts = t->size < BC_PARTS ? t->size : BC_PARTS, own = (int32_t)((int64_t)t->index * parts / t->size);
-    for (; t->parts_done < parts; t->parts_done++) {
-        const int32_t part = (own + t->parts_done) % parts;
-        const int64_t first = n_tasks * part / parts, last = n_tasks * (part + 1) / parts;
-        const int64_t task = first + __atomic_fetch_add(&t->team->parts[part].next[t->phase & 1], 1, __ATOMIC_RELAXED);
+    const int32_t shares = t->size < BC_SHARES ? t->size : BC_SHARES, own = (int32_t)((int64_t)t->index * shares / t->size);
+    for (; t->shares_done < shares; t->shares_done++) {
+        const int32_t share = (own + t->shares_done) % shares;
+        const int64_t first = n_tasks * share / shares, last = n_tasks * (share + 1) / shares;
+        const int64_t task = first + __atomic_fetch_add(&t->team->shares[share].next[t->phase & 1], 1, __ATOMIC_RELAXED);
         if (task < last)
             return task;
     }
