@@ -303,7 +303,7 @@ cdef class Cache:
 
         Returns (logits float32 [wanted, vocab], threads that took part, first bad site or -1, trace or None), where
         trace is ([codes int8 [layers, tokens, padded cols] for each site], scale float32 [layers, sites, tokens]) and
-        a bad site is layer * SITES + site, or layers * SITES for the last norm.
+        a bad site is layer * SITES + site, layers * SITES for the last norm, or one more for the logits.
         """
         cdef bc_batch batch
         cdef int64_t n = tokens.shape[0], i, last = 0

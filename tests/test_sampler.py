@@ -95,6 +95,18 @@ def test_same_seed_same_tokens_and_only_candidates_are_drawn(logits: list[float]
     assert draws[0] == draws[1]
 
 
+@pytest.mark.parametrize("vocab", [639, 640, 1279, 1280, 1281, 32003])
+@pytest.mark.parametrize("levels", [3, 30, 10**9])  # many, some and no ties
+@pytest.mark.parametrize("top_k", [1, 2, 40, 600])
+def test_top_k_of_a_large_vocabulary_is_the_head_of_a_sort(vocab: int, levels: int, top_k: int) -> None:
+    rng = np.random.default_rng(vocab + levels + top_k)
+    scores = rng.integers(-levels, 1, vocab).astype(np.float64) / levels
+    scores[rng.integers(0, vocab, vocab // 3)] = -np.inf  # banned
+    params = SamplerParams(temperature=1, top_k=top_k, top_p=1, min_p=0)
+    ids, _ = candidates(scores, params)
+    assert ids.tolist() == sorted(range(vocab), key=lambda token: (-scores[token], token))[:top_k]
+
+
 @given(logits_lists)
 @settings(max_examples=100, deadline=None)
 def test_greedy_is_the_lowest_id_of_the_maximum(logits: list[float]) -> None:

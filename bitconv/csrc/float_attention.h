@@ -82,7 +82,7 @@ BC_INLINE VF ISA(vf_exp2)(VF x)
     p = ISA(vf_fma)(p, r, ISA(vf_set1)(2.40226477e-01f));
     p = ISA(vf_fma)(p, r, ISA(vf_set1)(6.93147182e-01f));
     p = ISA(vf_fma)(p, r, ISA(vf_set1)(1.0f));
-    return ISA(vf_mul)(p, ISA(vf_exp2i)(ISA(vf_max)(n, lowest)));
+    return ISA(vf_scale)(p, ISA(vf_max)(n, lowest));
 }
 
 /* Scores of one query and segment become weights; keys from n on are not there for it, whatever memory holds. */

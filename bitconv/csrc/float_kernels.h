@@ -41,7 +41,7 @@ BC_INLINE VF ISA(vf_exp)(VF x)
     p = ISA(vf_fma)(p, r, ISA(vf_set1)(1.0f));
     p = ISA(vf_fma)(p, r, ISA(vf_set1)(1.0f));
     const VF n1 = ISA(vf_round)(ISA(vf_mul)(n, ISA(vf_set1)(0.5f))), n2 = ISA(vf_sub)(n, n1); /* 2^n may be subnormal */
-    const VF y = ISA(vf_mul)(ISA(vf_mul)(p, ISA(vf_exp2i)(n1)), ISA(vf_exp2i)(n2));
+    const VF y = ISA(vf_scale)(ISA(vf_scale)(p, n1), n2);
     return ISA(vf_if_nan)(x, x, y);
 }
 

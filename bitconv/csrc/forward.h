@@ -149,6 +149,16 @@ static void bc_final_norm(bc_run *run, int64_t i, float *y)
         bc_report_bad(run, m->n_layers * BC_SITES);
 }
 
+static void bc_check_logits(bc_run *run, int64_t first, int64_t last)
+{
+    const uint32_t all_ones = 0x7f800000; /* the exponent of infinities and NaN */
+    uint32_t bad = 0;
+    for (int64_t i = first; i < last; i++)
+        bad |= (bc_float_bits(run->batch->logits[i]) & all_ones) == all_ones;
+    if (bad)
+        bc_report_bad(run, run->model->n_layers * BC_SITES + 1);
+}
+
 static void bc_logits(bc_run *run, bc_thread *thread)
 {
     const bc_model *m = run->model;
@@ -169,6 +179,8 @@ static void bc_logits(bc_run *run, bc_thread *thread)
     }
     bc_apply(m->isa, thread, &head, 1, &in, NULL);
     bc_barrier(thread);
+    const int64_t logits = n * m->head.rows;
+    bc_check_logits(run, logits * thread->index / thread->size, logits * (thread->index + 1) / thread->size);
 }
 
 static void bc_thread_forward(bc_run *run, bc_thread *thread)

@@ -58,7 +58,7 @@ typedef struct {
     const bc_batch *batch;
     bc_scratch s;
     int32_t split; /* whether segments of keys are tasks of their own */
-    int32_t bad; /* the first layer * BC_SITES + site whose input was not finite, or INT32_MAX */
+    int32_t bad; /* the first layer * BC_SITES + site whose input was not finite, behind them the last norm and the logits; INT32_MAX: none */
 } bc_run;
 
 static inline int64_t bc_attention_width(const bc_model *m) { return (int64_t)m->n_heads * m->head_dim; }

@@ -36,10 +36,10 @@ BC_INLINE VF ISA(vf_if_nan)(VF a, VF then, VF other)
 {
     return _mm256_blendv_ps(other, then, _mm256_cmp_ps(a, a, _CMP_UNORD_Q));
 }
-BC_INLINE VF ISA(vf_exp2i)(VF n)
+BC_INLINE VF ISA(vf_scale)(VF a, VF n)
 {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 
 BC_INLINE void ISA(vf_store)(float *p, VF a) { _mm256_storeu_ps(p, a); }

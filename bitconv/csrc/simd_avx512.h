@@ -36,11 +36,7 @@ BC_INLINE VF ISA(vf_if_nan)(VF a, VF then, VF other)
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), other, then);
 }
-BC_INLINE VF ISA(vf_exp2i)(VF n)
-{
-    const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
-}
+BC_INLINE VF ISA(vf_scale)(VF a, VF n) { return _mm512_scalef_ps(a, n); }
 
 BC_INLINE void ISA(vf_store)(float *p, VF a) { _mm512_storeu_ps(p, a); }
 BC_INLINE void ISA(vf_store_f16)(uint16_t *p, VF a)

@@ -27,9 +27,9 @@ BC_INLINE VF ISA(vf_abs)(VF a) { return vabsq_f32(a); }
 BC_INLINE VF ISA(vf_round)(VF a) { return vrndnq_f32(a); }
 BC_INLINE VF ISA(vf_if_less)(VF a, VF b, VF then, VF other) { return vbslq_f32(vcltq_f32(a, b), then, other); }
 BC_INLINE VF ISA(vf_if_nan)(VF a, VF then, VF other) { return vbslq_f32(vceqq_f32(a, a), other, then); }
-BC_INLINE VF ISA(vf_exp2i)(VF n)
+BC_INLINE VF ISA(vf_scale)(VF a, VF n)
 {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
+    return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23)));
 }
 
 BC_INLINE void ISA(vf_store)(float *p, VF a) { vst1q_f32(p, a); }

@@ -28,7 +28,8 @@ BC_INLINE VF ISA(vf_abs)(VF a) { BC_MAP(fabsf(a.f[i])); }
 BC_INLINE VF ISA(vf_round)(VF a) { BC_MAP(rintf(a.f[i])); }                          /* half to even */
 BC_INLINE VF ISA(vf_if_less)(VF a, VF b, VF then, VF other) { BC_MAP(a.f[i] < b.f[i] ? then.f[i] : other.f[i]); }
 BC_INLINE VF ISA(vf_if_nan)(VF a, VF then, VF other) { BC_MAP(a.f[i] != a.f[i] ? then.f[i] : other.f[i]); }
-BC_INLINE VF ISA(vf_exp2i)(VF n) { BC_MAP(bc_bits_float((uint32_t)((int32_t)n.f[i] + 127) << 23)); } /* -126 <= n <= 127 */
+/* a * 2^n, -126 <= n <= 127 */
+BC_INLINE VF ISA(vf_scale)(VF a, VF n) { BC_MAP(a.f[i] * bc_bits_float((uint32_t)((int32_t)n.f[i] + 127) << 23)); }
 
 BC_INLINE void ISA(vf_store)(float *p, VF a) { memcpy(p, a.f, sizeof a.f); }
 

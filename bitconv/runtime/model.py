@@ -215,7 +215,7 @@ class Context:
         InputError when they do not fit the context or the vocabulary; FormatError when the model's numbers overflow.
         """
         tokens = self._checked(ids)
-        parts = [np.empty((0, self.model.vocab_size), np.float32)]
+        parts = []
         start = self.n_past
         for first in range(0, len(tokens), self._batch):
             part = tokens[first : first + self._batch]
@@ -227,7 +227,7 @@ class Context:
                 self.n_past = start
                 raise
         self.n_past = start + len(tokens)
-        return parts[1] if len(parts) == 2 else np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def trace(self, ids: Sequence[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Append tokens and return the activation codes of their BitLinear inputs, as `Model.trace`."""
@@ -270,15 +270,13 @@ class Context:
             tokens, positions, np.zeros(n, np.int32), rows, self.model.threads, trace
         )
         if bad >= 0:
-            raise FormatError(
-                f"{self.model.path}: {_site_name(bad, self.model.hyperparameters.n_layers)} is not finite: "
-                "the model's weights or scales overflow"
-            )
-        if not np.isfinite(logits).all():
-            raise FormatError(f"{self.model.path}: a logit is not finite: the output matrix overflows")
+            name = _site_name(bad, self.model.hyperparameters.n_layers)
+            raise FormatError(f"{self.model.path}: {name} is not finite: the model's weights or scales overflow")
         return logits, traced
 
 
 def _site_name(bad: int, n_layers: int) -> str:
     layer, site = divmod(bad, _kernels.SITES)
-    return f"the input of blk.{layer}.{_SITES[site][0]}" if layer < n_layers else "the input of the output norm"
+    if layer < n_layers:
+        return f"the input of blk.{layer}.{_SITES[site][0]}"
+    return ("the input of the output norm", "a logit")[site]

@@ -14,6 +14,7 @@ from bitconv.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     F64Array = np.ndarray[Any, np.dtype[np.float64]]
+    FloatArray = F64Array | np.ndarray[Any, np.dtype[np.float32]]
     IntArray = np.ndarray[Any, np.dtype[np.intp]]
 
 
@@ -53,6 +54,11 @@ class SamplerParams:
                 limits = "greater than 0" if name == "repeat_penalty" else f"from {low} to {high}"
                 raise InputError(f"{name} is {value}\nuse a finite number {limits}")
 
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens that stand in the text have other scores than their logits."""
+        return self.repeat_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
 
 class Sampler:
     """Draws one token after another; the same seed and logits give the same tokens.
@@ -89,18 +95,20 @@ class Sampler:
                 f"the model computed {logits[token]} as the logit of token {token}\n"
                 "the file is damaged or its weights overflow; convert it again from the checkpoint"
             )
-        scores = logits.astype(np.float64)
+        scores: FloatArray
+        if self.params.penalises:
+            scores = logits.astype(np.float64)
+            penalise(scores, self._recent, self.params)
+        else:
+            scores = logits.copy()
         scores[self._banned] = -np.inf
-        penalise(scores, self._recent, self.params)
         if self.params.temperature == 0:
             return int(scores.argmax())
         ids, probabilities = candidates(scores, self.params)
         cumulative = np.cumsum(probabilities)
         total = cumulative[-1]
         index = np.searchsorted(cumulative, self._random.random() * total, side="right")
-        last_possible = np.searchsorted(
-            cumulative, total, side="left"
-        )  # the product may round up to the total
+        last_possible = np.searchsorted(cumulative, total, side="left")  # the product may round up to the total
         return int(ids[min(index, last_possible)])
 
 
@@ -110,7 +118,7 @@ def penalise(scores: F64Array, recent: Iterable[int], params: SamplerParams) -> 
     A positive score is divided by repeat_penalty, another multiplied by it; then count * frequency_penalty
     and presence_penalty are subtracted.
     """
-    if params.repeat_penalty == 1.0 and not params.presence_penalty and not params.frequency_penalty:
+    if not params.penalises:
         return
     counts = Counter(recent)
     if not counts:
@@ -122,14 +130,14 @@ def penalise(scores: F64Array, recent: Iterable[int], params: SamplerParams) -> 
     scores[ids] = seen - times * params.frequency_penalty - params.presence_penalty
 
 
-def candidates(scores: F64Array, params: SamplerParams) -> tuple[IntArray, F64Array]:
+def candidates(scores: FloatArray, params: SamplerParams) -> tuple[IntArray, F64Array]:
     """The tokens that may be drawn, best first, and their probabilities at the temperature.
 
-    scores: float64 [vocab] -> ids [n], probabilities float64 [n]. The best token always stays. top-p and
+    scores: float32 or float64 [vocab] -> ids [n], probabilities float64 [n]. The best token always stays. top-p and
     min-p judge the distribution at temperature 1 of what top-k left, as llama.cpp does.
     """
     ids = _best_first(scores, params.top_k)
-    kept = scores[ids]
+    kept = scores[ids].astype(np.float64)
     if params.top_p < 1.0:
         cumulative = np.cumsum(_softmax(kept))
         kept = kept[: int(np.searchsorted(cumulative, params.top_p, side="left")) + 1]
@@ -139,12 +147,17 @@ def candidates(scores: F64Array, params: SamplerParams) -> tuple[IntArray, F64Ar
         return ids[: len(kept)], _softmax((kept - kept[0]) / params.temperature)
 
 
-def _best_first(scores: F64Array, top_k: int) -> IntArray:
+def _best_first(scores: FloatArray, top_k: int) -> IntArray:
     """The ids of the top_k highest scores (all of them when top_k <= 0), ties by id."""
     if not 0 < top_k < len(scores):
         return np.argsort(-scores, kind="stable")
-    limit = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
-    ids = np.flatnonzero(scores >= limit)
+    columns = 16 * top_k
+    rows = len(scores) // columns
+    if rows > 1:  # the maxima of columns leave few candidates, in a tenth of the time that partitioning all takes
+        best = scores[: rows * columns].reshape(rows, columns).max(axis=0)
+        ids = np.flatnonzero(scores >= np.partition(best, -top_k)[-top_k])
+    else:
+        ids = np.arange(len(scores))
     return ids[np.argsort(-scores[ids], kind="stable")][:top_k]
 
 
