@@ -45,7 +45,7 @@ class Numbers(click.ParamType):
 @click.option("-p", "--n-prompt", type=Numbers(), default="512", show_default=True, help="Prompt sizes; 0 is none.")
 @click.option("-n", "--n-gen", type=Numbers(), default="128", show_default=True, help="Generated tokens; 0 is none.")
 @click.option("-d", "--n-depth", type=click.IntRange(min=0), default=0, help="Tokens in the cache before each run.")
-@click.option("-t", "--threads", type=Numbers(), help="Thread counts; default: the cores this process may use.")
+@click.option("-t", "--threads", type=Numbers(), help="Thread counts; default: one for each core this process may use.")
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each.")
 @click.option("--isa", metavar="NAME", help="Instruction set of the kernels; default: the best.")
 @click.option("-ctk", "--cache-type-k", default="f16", metavar="TYPE", help="Type of the KV cache; default: f16.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import click
@@ -73,12 +72,12 @@ def kernel_rows() -> list[tuple[str, str]]:
 
 def thread_rows() -> list[tuple[str, str]]:
     """How many threads a run uses, and why."""
-    from bitconv.runtime.threads import default_threads
+    from bitconv.runtime.threads import cores_of, default_threads, usable_cpus
 
-    count, reason = default_threads()
+    (count, reason), cpus = default_threads(), usable_cpus()
     return [
-        ("cores", str(os.cpu_count())),
-        ("affinity", str(len(os.sched_getaffinity(0))) if sys.platform == "linux" else "unknown"),
+        ("hardware threads", str(os.cpu_count())),
+        ("affinity", f"{len(cpus)} of them, on {cores_of(cpus)} cores"),
         ("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "not set")),
         ("default", f"{count} ({reason})"),
     ]

@@ -63,7 +63,7 @@ model_options = stack(
         "-t",
         "--threads",
         type=click.IntRange(min=1),
-        help="Threads; default: OMP_NUM_THREADS, else the cores this process may use.",
+        help="Threads; default: OMP_NUM_THREADS, else one for each core this process may use.",
     ),
     click.option(
         "--isa",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from bitconv.errors import InputError
@@ -11,7 +12,7 @@ MAX_THREADS = 1024
 
 
 def default_threads() -> tuple[int, str]:
-    """Return the number of threads and why: OMP_NUM_THREADS, else the least of affinity and cgroup quota."""
+    """Return the number of threads and why: OMP_NUM_THREADS, else the lesser of usable cores and the cgroup quota."""
     from bitconv import _kernels
 
     if not _kernels.has_openmp():
@@ -19,11 +20,36 @@ def default_threads() -> tuple[int, str]:
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if wanted.isdigit() and int(wanted) > 0:
         return min(int(wanted), MAX_THREADS), "OMP_NUM_THREADS"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = usable_cpus()
+    cores = cores_of(cpus)
     quota = cgroup_cores()
     if quota is not None and quota < cores:
         return quota, f"the cgroup's CPU quota (of {cores} cores)"
-    return min(cores, MAX_THREADS), "the cores that this process may use"
+    which = f", with {len(cpus)} hardware threads" if len(cpus) > cores else ""
+    return min(cores, MAX_THREADS), "the cores that this process may use" + which
+
+
+def usable_cpus() -> list[int]:
+    """Return the hardware threads that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def cores_of(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Return how many cores these hardware threads belong to: one each where the system does not say.
+
+    The threads of a core share its arithmetic and its path to memory, which one thread of a kernel fills, and
+    take time from each other while they wait at a barrier.
+    """
+    return len({_siblings(root / f"cpu{cpu}" / "topology") or str(cpu) for cpu in cpus})
+
+
+def _siblings(topology: Path) -> str | None:
+    for name in ("core_cpus_list", "thread_siblings_list"):  # the second: before Linux 5.3
+        try:
+            return (topology / name).read_text().strip()
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
