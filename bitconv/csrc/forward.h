@@ -101,7 +101,7 @@ static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, con
 {
     bc_input in = {.n = run->batch->n};
     if (in.n < BC_GEMM_TOKENS) { /* memory works while the input is made */
-        const bc_cut cut = bc_cut_rows(linears->w->rows, bc_row_step(linears), thread->size);
+        const bc_cut cut = product ? bc_cut_gated(linears, linears + 1, thread->size) : bc_cut_linear(linears, thread->size, n == 1);
         bc_begin(linears, bc_task_rows(&cut, thread->index));
     }
     int any_dense = 0;
@@ -167,7 +167,7 @@ static void bc_logits(bc_run *run, bc_thread *thread)
     bc_input in = {.n = n, .cols = m->hidden, .x = run->s.normed, .ldx = bc_round_up(m->hidden, BC_LANES), .work = own};
     const bc_linear head = bc_linear_of(m, &m->head, run->batch->logits, m->head.rows, NULL);
     if (n < BC_GEMM_TOKENS) { /* as in bc_prepare */
-        const bc_cut cut = bc_cut_rows(m->head.rows, 1, thread->size);
+        const bc_cut cut = bc_cut_linear(&head, thread->size, 1);
         bc_begin(&head, bc_task_rows(&cut, thread->index));
         in.x = (float *)(own + bc_dense_work(bc_widest(m)));
         for (int64_t i = 0; i < n; i++)

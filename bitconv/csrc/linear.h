@@ -8,7 +8,7 @@
 enum {
     BC_GEMM_TOKENS = 8,   /* from this many tokens on, panels and tiles beat one GEMV per token on weights in the cache */
     BC_MIN_ROWS = 16,     /* of a decode task */
-    BC_SMALL = 8,         /* a small task of decode is this part of a thread's share of a product */
+    BC_SMALL = 1 << 15,   /* bytes of weights of the smallest task of decode */
     BC_CHUNK = 1 << 18,   /* bytes of weights that several tokens of a decode step read one after another, from L2 */
     BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
@@ -106,39 +106,53 @@ static void bc_build_tables(bc_linear *linears, int n, const bc_input *in)
     }
 }
 
-/* Tasks of a decode step: row ranges of its products. One half of a
- * product is large tasks, because at the start of each one memory waits, and the other half small ones, because a thread
- * that loses its core should leave little undone. One thread has tasks of as many rows as may be. */
+static inline int64_t bc_row_bytes(const bc_linear *l)
+{
+    return l->ternary ? l->w->cols / 4 : bc_dense_bytes(l->w->type, l->w->cols);
+}
+
+/* Tasks of a decode step: row ranges of its products, in rounds of one task for each thread. Where a task begins memory waits, so
+ * tasks are large; but in the last product of a step each round takes half of what is left, because threads that do not end
+ * together wait at the barrier. One thread has tasks of as many rows as may be. */
 typedef struct {
-    int64_t rows;                     /* of the product */
-    int64_t large, n_large, small;    /* rows of a large task, how many of them come first, rows of a small one */
-    int64_t tasks;
+    int64_t rows, step, least, tasks; /* of the product; rows of a task are a multiple of step, and at least so many */
+    int32_t threads;
+    int halves;
 } bc_cut;
 
 typedef struct {
     int64_t row0, row1;
 } bc_rows;
 
-static bc_cut bc_cut_rows(int64_t rows, int64_t step, int32_t threads)
+/* the rows of each task of the round that begins with row0 */
+static inline int64_t bc_task_size(const bc_cut *cut, int64_t row0)
 {
+    const int64_t share = (cut->rows - row0) / (cut->threads * (cut->halves ? 2 : 1));
+    return bc_max(bc_min(bc_round_up(share, cut->step), BC_MAX_ROWS / cut->step * cut->step), cut->least);
+}
+
+static bc_cut bc_cut_rows(const bc_linear *l, int64_t step, int32_t threads, int last)
+{
+    const int64_t rows = l->w->rows, least = bc_min(bc_max(BC_SMALL / bc_row_bytes(l), BC_MIN_ROWS), BC_MAX_ROWS / 4);
     step = bc_max(step, BC_STREAMS);
-    const int64_t share = rows / threads, least = bc_round_up(BC_MIN_ROWS, step), most = BC_MAX_ROWS / step * step;
-    bc_cut cut = {.rows = rows, .small = most};
-    if (threads > 1) {
-        cut.large = bc_max(bc_min(share / 2 / step * step, most), least);
-        cut.n_large = (rows - bc_min(rows / 2, threads * BC_MAX_ROWS)) / (cut.large * threads) * threads;
-        cut.small = bc_max(bc_min(share / BC_SMALL, BC_MAX_ROWS / 4) / step * step, least);
+    bc_cut cut = {rows, step, bc_round_up(least, step), 0, threads, last && threads > 1};
+    for (int64_t row0 = 0, size; row0 < rows; row0 += size * threads) {
+        size = bc_task_size(&cut, row0);
+        cut.tasks += bc_min(threads, (rows - row0 + size - 1) / size);
     }
-    cut.tasks = cut.n_large + (rows - cut.n_large * cut.large + cut.small - 1) / cut.small;
     return cut;
 }
 
 /* the rows of a task; none, row0 >= row1, when there is no such task */
 static inline bc_rows bc_task_rows(const bc_cut *cut, int64_t task)
 {
-    const int64_t each = task < cut->n_large ? cut->large : cut->small;
-    const int64_t row0 = task < cut->n_large ? task * each : cut->n_large * cut->large + (task - cut->n_large) * each;
-    return (bc_rows){row0, bc_min(row0 + each, cut->rows)};
+    int64_t row0 = 0, size = bc_task_size(cut, row0);
+    for (; task >= cut->threads && row0 < cut->rows; task -= cut->threads) {
+        row0 += size * cut->threads;
+        size = bc_task_size(cut, row0);
+    }
+    row0 += task * size;
+    return (bc_rows){row0, bc_min(row0 + size, cut->rows)};
 }
 
 static inline int64_t bc_row_step(const bc_linear *l) { return l->ternary ? l->ternary->row_step(l->w) : 1; }
@@ -167,8 +181,8 @@ static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *
 static void bc_decode_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, bc_rows rows)
 {
     const int once = in->n <= (l->w->type == BC_Q6_K ? BC_DENSE_TOKENS : 1);
-    const int64_t bytes = l->ternary ? l->w->cols / 4 : bc_dense_bytes(l->w->type, l->w->cols), step = bc_max(bc_row_step(l), BC_STREAMS);
-    const int64_t each = once ? BC_MAX_ROWS : bc_max(BC_CHUNK / bytes / step, 1) * step;
+    const int64_t step = bc_max(bc_row_step(l), BC_STREAMS);
+    const int64_t each = once ? BC_MAX_ROWS : bc_max(BC_CHUNK / bc_row_bytes(l) / step, 1) * step;
     for (int64_t row0 = rows.row0, row1; row0 < rows.row1; row0 = row1) {
         row1 = bc_min(row0 + each, rows.row1);
         if (l->ternary)
@@ -233,18 +247,35 @@ static inline void bc_begin(const bc_linear *l, bc_rows rows)
 /* The first task of a step goes to the thread of its number, so that each knows what to fetch while it makes the input. */
 static inline int64_t bc_later_task(bc_thread *thread) { return thread->size + bc_next_task(thread); }
 
+static inline bc_cut bc_cut_linear(const bc_linear *l, int32_t threads, int last)
+{
+    return bc_cut_rows(l, bc_row_step(l), threads, last);
+}
+
+/* the product and the rows of a task of a step, or NULL */
+static inline const bc_linear *bc_find_task(const bc_linear *linears, const bc_cut *cuts, int n_linears, int64_t task, bc_rows *rows)
+{
+    for (int i = 0; i < n_linears; task -= cuts[i++].tasks)
+        if (task < cuts[i].tasks) {
+            *rows = bc_task_rows(cuts + i, task);
+            return linears + i;
+        }
+    return NULL;
+}
+
 /* A step of decode: all products that share an input, cut into tasks over all threads. The caller puts the barrier. */
 static void bc_decode(const bc_isa *isa, bc_thread *thread, const bc_linear *linears, int n_linears, const bc_input *in)
 {
-    int64_t task = thread->index, first = 0;
-    for (int i = 0; i < n_linears; i++) {
-        const bc_linear *l = linears + i;
-        const bc_cut cut = bc_cut_rows(l->w->rows, bc_row_step(l), thread->size);
-        for (; task < first + cut.tasks; task = bc_later_task(thread)) {
-            bc_begin(l, bc_task_rows(&cut, task - first + thread->size));
-            bc_decode_task(isa, l, in, bc_task_rows(&cut, task - first));
-        }
-        first += cut.tasks;
+    bc_cut cuts[BC_MAX_LINEARS];
+    bc_rows rows, next_rows;
+    for (int i = 0; i < n_linears; i++)
+        cuts[i] = bc_cut_linear(linears + i, thread->size, i + 1 == n_linears);
+    int64_t task = thread->index;
+    for (const bc_linear *l; (l = bc_find_task(linears, cuts, n_linears, task, &rows)); task = bc_later_task(thread)) {
+        const bc_linear *next = bc_find_task(linears, cuts, n_linears, task + thread->size, &next_rows);
+        if (next)
+            bc_begin(next, next_rows);
+        bc_decode_task(isa, l, in, rows);
     }
 }
 
@@ -267,13 +298,18 @@ static inline void bc_multiply_parts(const bc_linear *gate, const bc_linear part
         product(bc_out(parts, t, rows.row0), bc_out(parts + 1, t, rows.row0), rows.row1 - rows.row0, bc_out(gate, t, rows.row0));
 }
 
-static void bc_decode_gated(const bc_isa *isa, bc_thread *thread, const bc_linear *gate, const bc_linear *up, const bc_input *in,
-                            bc_product *product)
+static bc_cut bc_cut_gated(const bc_linear *gate, const bc_linear *up, int32_t threads)
 {
     int64_t step = BC_LANES; /* whole vectors of floats belong to one task */
     while (step % bc_row_step(gate) || step % bc_row_step(up))
         step += BC_LANES;
-    const bc_cut cut = bc_cut_rows(gate->w->rows, step, thread->size);
+    return bc_cut_rows(gate, step, threads, 1);
+}
+
+static void bc_decode_gated(const bc_isa *isa, bc_thread *thread, const bc_linear *gate, const bc_linear *up, const bc_input *in,
+                            bc_product *product)
+{
+    const bc_cut cut = bc_cut_gated(gate, up, thread->size);
     for (int64_t task = thread->index; task < cut.tasks; task = bc_later_task(thread)) {
         const bc_rows rows = bc_task_rows(&cut, task);
         bc_linear parts[2];
