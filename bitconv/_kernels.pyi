@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 
 LANES: int
@@ -74,6 +76,9 @@ class Cache:
         logit_rows: np.ndarray,
         threads: int,
         trace: bool = False,
+    ) -> tuple[np.ndarray, int, int, tuple[list[np.ndarray], np.ndarray] | None]: ...
+    def extend(
+        self, ids: Sequence[int], position: int, n_logits: int, threads: int, trace: bool = False
     ) -> tuple[np.ndarray, int, int, tuple[list[np.ndarray], np.ndarray] | None]: ...
 
 def small_pages(nbytes: int) -> np.ndarray: ...

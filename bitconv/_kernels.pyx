@@ -306,19 +306,51 @@ cdef class Cache:
         a bad site is layer * SITES + site, layers * SITES for the last norm, or one more for the logits.
         """
         cdef bc_batch batch
-        cdef int64_t n = tokens.shape[0], i, last = 0
+        cdef int64_t n = tokens.shape[0]
+        if n < 1 or positions.shape[0] != n or sequences.shape[0] != n or logit_rows.shape[0] > n:
+            raise ValueError("batch arrays of unequal length")
+        batch.n, batch.token, batch.position, batch.sequence = n, &tokens[0], &positions[0], &sequences[0]
+        batch.n_logits = logit_rows.shape[0]
+        batch.logit_rows = &logit_rows[0] if batch.n_logits else NULL
+        return self.run(&batch, threads, trace)
+
+    def extend(self, ids not None, int64_t position, int64_t n_logits, int threads, bint trace=False):
+        """`forward` of the tokens of sequence 0 from a position on, with the logits of the last n_logits.
+
+        A step of decode does little but read weights, so what Python and NumPy would do around it can be measured.
+        """
+        cdef bc_batch batch
+        cdef int64_t n = len(ids), i
+        if not 0 <= n_logits <= n or n < 1 or position < 0 or position > self.n_ctx - n:
+            raise ValueError("the tokens do not fit")
+        cdef int32_t *plan = <int32_t *>calloc(4 * n, sizeof(int32_t))
+        if plan == NULL:
+            raise MemoryError
+        try:
+            for i in range(n):
+                plan[i], plan[n + i] = ids[i], <int32_t>(position + i)
+            for i in range(n_logits):
+                plan[3 * n + i] = <int32_t>(n - n_logits + i)
+            batch.n, batch.token, batch.position, batch.sequence = n, plan, plan + n, plan + 2 * n
+            batch.n_logits, batch.logit_rows = n_logits, plan + 3 * n
+            return self.run(&batch, threads, trace)
+        finally:
+            free(plan)
+
+    cdef object run(self, bc_batch *batch, int threads, bint trace):
+        cdef int64_t n = batch.n, i, last = 0
         cdef int32_t bad, size
         cdef bc_model *model = &self.engine.model
-        if n < 1 or positions.shape[0] != n or sequences.shape[0] != n or logit_rows.shape[0] > n or threads < 1:
-            raise ValueError("batch arrays of unequal length")
+        if threads < 1:
+            raise ValueError("no threads")
         for i in range(n):
-            if not 0 <= tokens[i] < self.engine.vocab:
-                raise ValueError(f"token {tokens[i]} is outside the vocabulary of {self.engine.vocab}")
-            if not 0 <= positions[i] < self.n_ctx or not 0 <= sequences[i] < self.n_sequences:
-                raise ValueError(f"position {positions[i]} of sequence {sequences[i]} is outside the cache")
-            last = max(last, positions[i])
-        for i in range(logit_rows.shape[0]):
-            if not 0 <= logit_rows[i] < n:
+            if not 0 <= batch.token[i] < self.engine.vocab:
+                raise ValueError(f"token {batch.token[i]} is outside the vocabulary of {self.engine.vocab}")
+            if not 0 <= batch.position[i] < self.n_ctx or not 0 <= batch.sequence[i] < self.n_sequences:
+                raise ValueError(f"position {batch.position[i]} of sequence {batch.sequence[i]} is outside the cache")
+            last = max(last, batch.position[i])
+        for i in range(batch.n_logits):
+            if not 0 <= batch.logit_rows[i] < n:
                 raise ValueError("a wanted row is outside the batch")
         self.fill_rope(last + 1)
         cdef int64_t need = self.engine.scratch_bytes(n, threads) + 64
@@ -327,11 +359,8 @@ cdef class Cache:
         cdef uint8_t[::1] scratch = self.scratch
         cdef uint8_t *base = aligned(&scratch[0])
         self.make_parts(n, last + 1, threads)
-        logits = np.empty((logit_rows.shape[0], self.engine.vocab), dtype=np.float32)
+        logits = np.empty((batch.n_logits, self.engine.vocab), dtype=np.float32)
         cdef float[:, ::1] logits_view = logits
-        batch.n, batch.token, batch.position, batch.sequence = n, &tokens[0], &positions[0], &sequences[0]
-        batch.n_logits = logit_rows.shape[0]
-        batch.logit_rows = &logit_rows[0] if batch.n_logits else NULL
         batch.logits = &logits_view[0, 0] if batch.n_logits else NULL
         cdef int8_t[:, :, ::1] codes
         cdef float[:, :, ::1] scales
@@ -348,7 +377,7 @@ cdef class Cache:
                 codes = traced[0][i]
                 batch.trace_codes[i] = &codes[0, 0, 0]
         with nogil:
-            size = bc_forward(model, &self.cache, &batch, base, threads, &bad)
+            size = bc_forward(model, &self.cache, batch, base, threads, &bad)
         return logits, size, (-1 if bad == 2**31 - 1 else bad), traced
 
 

@@ -214,26 +214,26 @@ class Context:
         Returns float32 [1, vocab] after the last of them, [tokens, vocab] for "all", or [0, vocab] for "none".
         InputError when they do not fit the context or the vocabulary; FormatError when the model's numbers overflow.
         """
-        tokens = self._checked(ids)
+        self._check(ids)
         parts = []
         start = self.n_past
-        for first in range(0, len(tokens), self._batch):
-            part = tokens[first : first + self._batch]
-            from_row = {"all": 0, "last": len(tokens) - 1 - first, "none": len(part)}[logits]
-            wanted = range(min(from_row, len(part)), len(part))
+        for first in range(0, len(ids), self._batch):
+            part = ids[first : first + self._batch]
+            is_last = first + len(part) == len(ids)
+            wanted = {"all": len(part), "last": int(is_last), "none": 0}[logits]
             try:
                 parts.append(self._run(part, start + first, wanted)[0])
             except BaseException:
                 self.n_past = start
                 raise
-        self.n_past = start + len(tokens)
+        self.n_past = start + len(ids)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def trace(self, ids: Sequence[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Append tokens and return the activation codes of their BitLinear inputs, as `Model.trace`."""
-        tokens = self._checked(ids)
-        _, (codes, scales) = self._run(tokens, self.n_past, range(0), trace=True)
-        self.n_past += len(tokens)
+        self._check(ids)
+        _, (codes, scales) = self._run(ids, self.n_past, 0, trace=True)
+        self.n_past += len(ids)
         hp = self.model.hyperparameters
         widths = (hp.hidden, hp.n_heads * hp.head_dim, hp.hidden, hp.ffn)
         return {
@@ -250,7 +250,7 @@ class Context:
             raise InputError(f"cannot keep {n} of {self.n_past} positions")
         self.n_past = n
 
-    def _checked(self, ids: Sequence[int]) -> np.ndarray:
+    def _check(self, ids: Sequence[int]) -> None:
         vocab = self.model.vocab_size
         if len(ids) == 0:
             raise InputError("there are no tokens to process")
@@ -260,15 +260,10 @@ class Context:
             raise InputError(
                 f"{len(ids)} tokens after {self.n_past} do not fit the context of {self.n_ctx}\nuse a larger one (-c)"
             )
-        return np.asarray(ids, dtype=np.int32)
 
-    def _run(self, tokens: np.ndarray, position: int, wanted: range, *, trace: bool = False) -> tuple[np.ndarray, Any]:
-        n = len(tokens)
-        positions = np.arange(position, position + n, dtype=np.int32)
-        rows = np.asarray(wanted, dtype=np.int32)
-        logits, self.team, bad, traced = self._cache.forward(
-            tokens, positions, np.zeros(n, np.int32), rows, self.model.threads, trace
-        )
+    def _run(self, ids: Sequence[int], position: int, wanted: int, *, trace: bool = False) -> tuple[np.ndarray, Any]:
+        """Run one batch; logits of its last `wanted` tokens."""
+        logits, self.team, bad, traced = self._cache.extend(ids, position, wanted, self.model.threads, trace)
         if bad >= 0:
             name = _site_name(bad, self.model.hyperparameters.n_layers)
             raise FormatError(f"{self.model.path}: {name} is not finite: the model's weights or scales overflow")
