@@ -42,7 +42,8 @@ cdef extern from "csrc/forward.h" nogil:
         void attend(const bc_attention *)
         void attend_segment(const bc_attention *, int32_t, float *)
         void merge_segments(const bc_attention *, float *, int64_t)
-        void dense(const bc_matrix *, int64_t, int64_t, const float *, int64_t, int64_t, float *, int64_t, uint8_t *)
+        void dense(const bc_matrix *, int64_t, int64_t, const float *, int64_t, int64_t, float *, int64_t, const uint8_t *)
+        void digits(const float *, int64_t, uint8_t *)
         void tile(const uint8_t *, int32_t, const int8_t *, int32_t, int64_t, int32_t *)
         const char *tile_name
         const bc_ternary *ternary
@@ -101,7 +102,7 @@ cdef extern from "csrc/forward.h" nogil:
     int64_t bc_round_up(int64_t, int64_t)
     int bc_is_dense(int32_t)
     int64_t bc_dense_bytes(int32_t, int64_t)
-    int64_t bc_dense_work(int64_t)
+    int64_t bc_digits_bytes(int64_t)
     int32_t bc_forward(const bc_model *, const bc_cache *, const bc_batch *, uint8_t *, int32_t, int32_t *)
 
 cdef extern from "csrc/validate.h" nogil:

@@ -153,8 +153,13 @@ def dense(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, cons
         raise ValueError("wrong arguments")
     out = np.empty((x.shape[0], rows), dtype=np.float32)
     cdef float[:, ::1] y = out
-    cdef uint8_t[::1] work = np.zeros(bc_dense_work(cols) + 64, dtype=np.uint8)
-    find_isa(isa).dense(&m, 0, rows, &x[0, 0], x.shape[1], x.shape[0], &y[0, 0], rows, &work[64 - <size_t>&work[0] % 64])
+    cdef const bc_isa *kernels = find_isa(isa)
+    cdef int64_t t, each = bc_digits_bytes(cols)
+    cdef uint8_t[::1] memory = np.zeros(x.shape[0] * each + 64, dtype=np.uint8)
+    cdef uint8_t *digits = aligned(&memory[0])
+    for t in range(x.shape[0] if type_id == BC_Q6_K else 0):
+        kernels.digits(&x[t, 0], cols, digits + t * each)
+    kernels.dense(&m, 0, rows, &x[0, 0], x.shape[1], x.shape[0], &y[0, 0], rows, digits)
     return out
 
 

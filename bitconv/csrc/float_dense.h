@@ -66,13 +66,13 @@ BC_INLINE void ISA(dense_rows)(const bc_matrix *w, int32_t type, int64_t row0, i
 }
 
 static void ISA(dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n, float *out,
-                       int64_t ldo, uint8_t *work)
+                       int64_t ldo, const uint8_t *digits)
 {
     switch (w->type) {
     case BC_F32: ISA(dense_rows)(w, BC_F32, row0, row1, x, ldx, n, out, ldo); break;
     case BC_F16: ISA(dense_rows)(w, BC_F16, row0, row1, x, ldx, n, out, ldo); break;
     case BC_BF16: ISA(dense_rows)(w, BC_BF16, row0, row1, x, ldx, n, out, ldo); break;
     case BC_Q8_0: ISA(dense_rows)(w, BC_Q8_0, row0, row1, x, ldx, n, out, ldo); break;
-    default: ISA(q6_k_rows)(w, row0, row1, x, ldx, n, out, ldo, work); break;
+    default: ISA(q6_k_rows)(w, row0, row1, digits, n, out, ldo); break;
     }
 }

@@ -353,4 +353,5 @@ static void ISA(widen)(const void *src, int32_t type, int64_t n, float *dst)
     .norm = ISA(norm), .quantise = ISA(quantise), .silu_mul = ISA(silu_mul), .relu2_mul = ISA(relu2_mul),             \
     .exp = ISA(exp), .rope = ISA(rope), .store_kv = ISA(store_kv), .attend = ISA(attend),                             \
     .attend_segment = ISA(attend_segment), .merge_segments = ISA(merge_segments), .dense = ISA(dense),                 \
+    .digits = ISA(q6_k_digits),                                                                                        \
     .widen = ISA(widen), .finish = ISA(finish)

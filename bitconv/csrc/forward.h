@@ -50,25 +50,28 @@ static void bc_prepare_token(bc_run *run, int32_t layer, int site, const float *
 
 /* Make the input of a site, all tokens in every thread where they are few, else together and with a barrier. */
 static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src,
-                       const float *norm, int any_dense, bc_input *in)
+                       const float *norm, int any_dense, int any_q6_k, bc_input *in)
 {
     const bc_model *m = run->model;
     const bc_scratch *s = &run->s;
     const int64_t cols = bc_site_width(m, site), stride = bc_round_up(cols, 128), n = run->batch->n;
     uint8_t *own = s->own + thread->index * s->own_bytes;
-    *in = (bc_input){n, cols, stride, NULL, bc_round_up(cols, BC_LANES), NULL, s->tiles, s->scale, s->sum, NULL, own, NULL};
-    own += bc_dense_work(bc_widest(m));
+    *in = (bc_input){n, cols, stride, NULL, bc_round_up(cols, BC_LANES), NULL, s->tiles, s->scale, s->sum, NULL, s->digits, NULL};
     in->gated = (float *)own, own += 2 * BC_GATED_FLOATS * 4;
+    uint8_t *const own_digits = own;
+    own += (BC_GEMM_TOKENS - 1) * bc_digits_bytes(bc_widest(m));
     float *const x = (float *)own; /* of BC_GEMM_TOKENS - 1, at least a tile */
     own += (BC_GEMM_TOKENS - 1) * bc_widest(m) * 4;
     int8_t *const codes = (int8_t *)own;
     own += (BC_GEMM_TOKENS - 1) * bc_widest(m);
     if (n < BC_GEMM_TOKENS) {
-        in->x = x, in->codes = codes;
+        in->x = x, in->codes = codes, in->digits = own_digits;
         in->scale = (float *)own, in->sum = (int32_t *)(in->scale + BC_GEMM_TOKENS), own += (BC_GEMM_TOKENS - 1) * 64;
         in->tables = own;
         for (int64_t t = 0; t < n; t++) {
             bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t, x + t * in->ldx, codes + t * stride);
+            if (any_q6_k)
+                m->isa->digits(x + t * in->ldx, cols, in->digits + t * bc_digits_bytes(cols));
             if (thread->index == 0)
                 bc_trace(run, in, codes + t * stride, layer, site, t);
         }
@@ -79,7 +82,10 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
         const int64_t t0 = task * BC_MAX_TILE;
         for (int64_t t = t0; t < bc_min(t0 + BC_MAX_TILE, n); t++) {
             int8_t *mine = codes + (t - t0) * stride; /* only the packed tile leaves this core's cache */
-            bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t, any_dense ? in->x + t * in->ldx : x, mine);
+            float *const row = any_dense ? in->x + t * in->ldx : x;
+            bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t, row, mine);
+            if (any_q6_k)
+                m->isa->digits(row, cols, in->digits + t * bc_digits_bytes(cols));
             bc_trace(run, in, mine, layer, site, t);
         }
         bc_pack_tile(in, codes, t0, bc_tile(n - t0));
@@ -104,10 +110,12 @@ static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, con
         const bc_cut cut = product ? bc_cut_gated(linears, linears + 1, thread->size) : bc_cut_linear(linears, thread->size, n == 1);
         bc_begin(linears, bc_task_rows(&cut, thread->index));
     }
-    int any_dense = 0;
-    for (int i = 0; i < n; i++)
+    int any_dense = 0, any_q6_k = 0;
+    for (int i = 0; i < n; i++) {
         any_dense |= !linears[i].ternary;
-    bc_prepare(run, thread, layer, site, src, ld_src, norm, any_dense, &in);
+        any_q6_k |= linears[i].w->type == BC_Q6_K;
+    }
+    bc_prepare(run, thread, layer, site, src, ld_src, norm, any_dense, any_q6_k, &in);
     bc_build_tables(linears, n, &in);
     bc_apply(run->model->isa, thread, linears, n, &in, product);
     bc_barrier(thread);
@@ -141,12 +149,14 @@ static void bc_layer_forward(bc_run *run, bc_thread *thread, int32_t layer)
     bc_site(run, thread, layer, BC_SITE_FFN_DOWN, s->gate, ld_ffn, l->ffn_sub_norm, &down, 1, NULL);
 }
 
-static void bc_final_norm(bc_run *run, int64_t i, float *y)
+static void bc_final_norm(bc_run *run, const bc_input *in, int64_t i)
 {
     const bc_model *m = run->model;
-    const float *x = run->s.x + run->batch->logit_rows[i] * bc_round_up(m->hidden, BC_LANES);
-    if (!(m->isa->norm(x, m->output_norm, m->eps, m->hidden, y) < INFINITY))
+    float *y = in->x + i * in->ldx;
+    if (!(m->isa->norm(run->s.x + run->batch->logit_rows[i] * in->ldx, m->output_norm, m->eps, m->hidden, y) < INFINITY))
         bc_report_bad(run, m->n_layers * BC_SITES);
+    if (m->head.type == BC_Q6_K)
+        m->isa->digits(y, m->hidden, in->digits + i * bc_digits_bytes(m->hidden));
 }
 
 static void bc_check_logits(bc_run *run, int64_t first, int64_t last)
@@ -163,18 +173,18 @@ static void bc_logits(bc_run *run, bc_thread *thread)
 {
     const bc_model *m = run->model;
     const int64_t n = run->batch->n_logits;
-    uint8_t *own = run->s.own + thread->index * run->s.own_bytes;
-    bc_input in = {.n = n, .cols = m->hidden, .x = run->s.normed, .ldx = bc_round_up(m->hidden, BC_LANES), .work = own};
+    bc_input in = {.n = n, .cols = m->hidden, .x = run->s.normed, .ldx = bc_round_up(m->hidden, BC_LANES), .digits = run->s.digits};
     const bc_linear head = bc_linear_of(m, &m->head, run->batch->logits, m->head.rows, NULL);
     if (n < BC_GEMM_TOKENS) { /* as in bc_prepare */
         const bc_cut cut = bc_cut_linear(&head, thread->size, 1);
         bc_begin(&head, bc_task_rows(&cut, thread->index));
-        in.x = (float *)(own + bc_dense_work(bc_widest(m)));
+        in.digits = run->s.own + thread->index * run->s.own_bytes;
+        in.x = (float *)(in.digits + n * bc_digits_bytes(m->hidden));
         for (int64_t i = 0; i < n; i++)
-            bc_final_norm(run, i, in.x + i * in.ldx);
+            bc_final_norm(run, &in, i);
     } else {
         for (int64_t i; (i = bc_own_task(thread, n)) >= 0;)
-            bc_final_norm(run, i, in.x + i * in.ldx);
+            bc_final_norm(run, &in, i);
         bc_barrier(thread);
     }
     bc_apply(m->isa, thread, &head, 1, &in, NULL);

@@ -36,6 +36,9 @@ enum {
     BC_FAR = 1024,       /* bytes that each of those streams is fetched ahead of its use */
     BC_AHEAD = 512,      /* bytes of each stream that are fetched before its kernel begins */
     BC_DENSE_TOKENS = 4, /* tokens that share one pass over dense rows, at most */
+    BC_DIGITS = 640,     /* bytes of 256 activations as digits, and where in them the sums and the step are (float_q6_k.h) */
+    BC_DIGIT_SUMS = 512,
+    BC_DIGIT_STEP = 576,
     BC_MAX_SHARED_DIM = 128, /* of heads whose blocks are kept as float32 for later queries; larger ones take fewer along */
     BC_PARTS_FLOATS = BC_QUERIES * (BC_MAX_SHARED_DIM + 16),
 };
@@ -104,10 +107,11 @@ typedef struct bc_isa {
     void (*attend)(const bc_attention *a);
     void (*attend_segment)(const bc_attention *a, int32_t segment, float *parts);
     void (*merge_segments)(const bc_attention *a, float *parts, int64_t ld);
-    /* out[t][r - row0] = sum_k w[r][k] * x[t][k]; x rows are ldx floats apart and zero past cols; work is memory of
-     * bc_dense_work(cols) bytes, aligned to 64 */
+    /* out[t][r - row0] = sum_k w[r][k] * x[t][k]; x rows are ldx floats apart and zero past cols. Q6_K reads the digits of these
+     * tokens instead, bc_digits_bytes(cols) apart, which may be NULL for the others */
     void (*dense)(const bc_matrix *w, int64_t row0, int64_t row1, const float *x, int64_t ldx, int64_t n,
-                  float *out, int64_t ldo, uint8_t *work);
+                  float *out, int64_t ldo, const uint8_t *digits);
+    void (*digits)(const float *x, int64_t cols, uint8_t *digits); /* of one token, aligned to 64 (float_q6_k.h) */
     /* y[t][i] = (sums[t][i] - minus[t]) / act_scale[t] * weight_scale, plus residual[t][i] where there is one: the one place
      * where exact sums become floats. Sums of tokens are BC_PANEL_ROWS apart, y and residual ldy; minus may be NULL. */
     void (*finish)(const int32_t *sums, int64_t n, int64_t n_tokens, const int32_t *minus, const float *act_scale,
@@ -167,9 +171,8 @@ static inline int32_t bc_max_queries(int64_t head_dim)
     return (int32_t)bc_min(BC_QUERIES, BC_PARTS_FLOATS / bc_part_floats(bc_round_up(head_dim, 16)));
 }
 
-/* the bytes of one token as digits (float_q6_k.h), and of the tokens of one pass */
-static inline int64_t bc_digits_bytes(int64_t cols) { return bc_round_up(cols * 3 + cols / 16 * 6 + 4, 64); }
-static inline int64_t bc_dense_work(int64_t cols) { return bc_digits_bytes(bc_round_up(cols, 256)) * BC_DENSE_TOKENS; }
+/* the bytes of one token as digits */
+static inline int64_t bc_digits_bytes(int64_t cols) { return (cols + 255) / 256 * BC_DIGITS; }
 
 /* where the code of row i and column k of a panel of n columns lies */
 static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)

@@ -35,7 +35,7 @@ typedef struct {
     float *scale;                  /* [n]; x ~= codes / scale */
     int32_t *sum;                  /* [n]; the sum of the codes */
     uint8_t *tables;               /* this thread's, [BC_MAX_LINEARS][BC_GEMM_TOKENS - 1][codes_stride * BC_TABLE_BYTES] for decode */
-    uint8_t *work;                 /* this thread's, bc_dense_work(cols) bytes */
+    uint8_t *digits;               /* [n][bc_digits_bytes(cols)], of x, where there are Q6_K weights */
     float *gated;                  /* this thread's, [2][BC_GATED_FLOATS] */
 } bc_input;
 
@@ -160,7 +160,7 @@ static inline int64_t bc_row_step(const bc_linear *l) { return l->ternary ? l->t
 static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1, int64_t t0, int64_t n)
 {
     float *out = bc_out(l, t0, row0);
-    isa->dense(l->w, row0, row1, in->x + t0 * in->ldx, in->ldx, n, out, l->ldo, in->work);
+    isa->dense(l->w, row0, row1, in->x + t0 * in->ldx, in->ldx, n, out, l->ldo, in->digits + t0 * bc_digits_bytes(l->w->cols));
     if (l->residual)
         for (int64_t t = 0; t < n; t++)
             for (int64_t r = 0; r < row1 - row0; r++)

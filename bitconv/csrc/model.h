@@ -48,6 +48,7 @@ typedef struct {
     float *x, *x_next, *normed, *qkv, *attended, *gate, *scale;
     int32_t *sum;
     int8_t *tiles;
+    uint8_t *digits;
     uint8_t *own; /* [thread][own_bytes], what each thread makes for itself */
     int64_t own_bytes;
 } bc_scratch;
@@ -79,8 +80,8 @@ static inline int64_t bc_widest(const bc_model *m)
 }
 
 /* Decode makes the input of a site once in each thread, which costs less than a barrier and the way between two cores:
- * [token] of floats, codes, scale and sum, and before them the memory of dense kernels. */
-static inline int64_t bc_own_token(const bc_model *m) { return bc_widest(m) * 5 + 64; }
+ * [token] of digits, floats, codes, scale and sum. */
+static inline int64_t bc_own_token(const bc_model *m) { return bc_digits_bytes(bc_widest(m)) + bc_widest(m) * 5 + 64; }
 
 /* look-up tables of one token: of up to three products of the narrow inputs, of one of the widest */
 static inline int64_t bc_tables_bytes(const bc_model *m)
@@ -108,7 +109,8 @@ static int64_t bc_scratch_layout(const bc_model *m, int64_t n, int32_t threads, 
     BC_TAKE(scale, n * 4);
     BC_TAKE(sum, n * 4);
     BC_TAKE(tiles, (n + BC_MAX_TILE) * bc_widest(m));
-    s->own_bytes = bc_dense_work(bc_widest(m)) + 2 * BC_GATED_FLOATS * 4 + (BC_GEMM_TOKENS - 1) * (bc_own_token(m) + bc_tables_bytes(m));
+    BC_TAKE(digits, n < BC_GEMM_TOKENS ? 0 : n * bc_digits_bytes(bc_widest(m)));
+    s->own_bytes = 2 * BC_GATED_FLOATS * 4 + (BC_GEMM_TOKENS - 1) * (bc_own_token(m) + bc_tables_bytes(m));
     BC_TAKE(own, threads * s->own_bytes);
 #undef BC_TAKE
     return at;

@@ -8,10 +8,7 @@ BC_INLINE void ISA(q6_k_dot)(const uint8_t *row, int64_t row_step, int n_r, int6
         acc[i] = _mm256_setzero_ps();
     for (int64_t b = 0; b < cols / 256; b++)
         for (int r = 0; r < n_r; r++)
-            ISA(q6_k_block)(row + r * row_step + b * 210, cols, b, digits, step, n_t, acc + r);
-    for (int i = 0; i < n_r * n_t; i++) {
-        float inverse;
-        memcpy(&inverse, digits + (n_t > 1 ? i : 0) * step + 3 * cols + cols / 16 * 6, 4);
-        sum[i] = vf_fold_avx2(acc[i]) * inverse;
-    }
+            ISA(q6_k_block)(row + r * row_step + b * 210, digits + b * BC_DIGITS, step, n_t, acc + r);
+    for (int i = 0; i < n_r * n_t; i++)
+        sum[i] = vf_fold_avx2(acc[i]);
 }

@@ -190,10 +190,15 @@ static void check_dense(const bc_isa *isa)
                     float *x = take(n * ldx * 4), *want = take(n * rows * 4), *got = take(n * rows * 4);
                     for (int64_t t = 0; t < n; t++)
                         memcpy(x + t * ldx, take_floats(cols, cols, kind), (size_t)cols * 4);
-                    uint8_t *work = take(bc_round_up(bc_dense_work(cols), 64));
-                    isa_scalar.dense(&w, 1, rows, x, ldx, n, want, rows, work);
-                    isa->dense(&w, 1, rows, x, ldx, n, got, rows, work);
-                    expect(same_floats(want, got, n * rows));
+                    const int64_t each = dense[i].type == BC_Q6_K ? bc_digits_bytes(cols) : 0;
+                    uint8_t *digits[2] = {take(n * each), take(n * each)};
+                    for (int64_t t = 0; t < n && each; t++) {
+                        isa_scalar.digits(x + t * ldx, cols, digits[0] + t * each);
+                        isa->digits(x + t * ldx, cols, digits[1] + t * each);
+                    }
+                    isa_scalar.dense(&w, 1, rows, x, ldx, n, want, rows, digits[0]);
+                    isa->dense(&w, 1, rows, x, ldx, n, got, rows, digits[1]);
+                    expect(same_floats(want, got, n * rows) && !memcmp(digits[0], digits[1], (size_t)(n * each)));
                 }
         report(isa, dense[i].name);
     }
