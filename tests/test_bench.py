@@ -58,6 +58,10 @@ def test_json_rows_have_the_documented_fields(tiny_gguf):
         if row["n_gen"] or isa != "scalar":
             assert row["fraction"] == pytest.approx(row["median"] / row["limit"])
             assert row["exceeded"] == (row["best"] > row["limit"])
+        if row["n_gen"]:
+            assert row["nearby"] >= row["fraction"] * (1 - 1e-9)  # no reading nearby is better than the best
+        else:
+            assert row["nearby"] is None
     assert [limit["threads"] for limit in found["limits"]] == [1, 2]
     assert all(limit["read"] >= limit["read_median"] > 0 for limit in found["limits"])
 
@@ -121,7 +125,7 @@ def test_a_limit_that_was_exceeded_is_called_wrong():
 def test_weights_that_stay_in_the_caches_have_no_limit_of_decode(tiny_gguf):
     (row,), (limit,) = bench.bench([bitconv.load(tiny_gguf)], prompts=(), generations=(2,), repetitions=1, threads=(1,))
     assert row.limit is None
-    assert row.fraction is None
+    assert row.fraction is row.nearby is None
     assert not row.exceeded
     assert limit.read > 0
 

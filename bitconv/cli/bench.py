@@ -77,7 +77,8 @@ def bench(
     Models are run in turn, repetition by repetition, so that they can be compared. The machine is measured in the
     same process, before, between and after: how fast it reads memory, by whichever of many patterns is best, and
     multiplies int8. Each median is printed as a fraction of that limit: a generated token must read all weights and
-    its part of the cache once, a prompt token costs the multiply-adds of its matrices.
+    its part of the cache once, a prompt token costs the multiply-adds of its matrices. Generation is also held to what
+    was read just before and after each run, since memory may be faster at one time than at another.
 
     --kernels: one token reads the matrices of all layers from memory, more tokens repeat one matrix.
     """
@@ -118,6 +119,7 @@ def _cells(row: Row) -> dict[str, str]:
         "t/s": f"{row.tokens_per_second:.2f} ± {row.stddev:.2f}",
         "median": f"{row.median:.2f}",
         "of the limit": _percent(row),
+        "of reading nearby": "" if row.nearby is None else f"{100 * row.nearby:.0f} %",
     }
 
 

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,8 @@ class Row:
     tokens_per_second, stddev: mean and standard deviation of the repetitions; median, best: of the same. kernel: the C
     functions of the ternary matrices. limit: tokens a second that the machine's limits allow, None where it is unknown
     (also where the weights would stay in the caches); fraction: what the median reaches of it; exceeded: whether any
-    repetition was faster, which means that the limit was measured too low.
+    repetition was faster, which means that the limit was measured too low. nearby: of generations, what each repetition
+    reached of the best reading just before and after it, the median; None where the limit is.
     """
 
     test: str
@@ -49,6 +50,7 @@ class Row:
     limit: float | None
     fraction: float | None
     exceeded: bool
+    nearby: float | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,13 @@ class KernelRow:
     unit: str
     fraction: float | None
     exceeded: bool
+
+
+class Run(NamedTuple):
+    """Tokens a second, and the best reading (bytes a second) just before and after."""
+
+    speed: float
+    reading: float
 
 
 def cache_bytes(model: Model, n_gen: int, depth: int) -> float:
@@ -97,8 +106,8 @@ def bench(
 
     depth: tokens in the cache before each run. threads: default those of the first model. After a warm-up every test
     of every model is run once a repetition, so that a busy phase of the machine hits all alike; the models take turns
-    in being first. The machine's limits are measured before, between the repetitions and after. InputError when a size
-    is out of range.
+    in being first. The machine's limits are measured before, between the runs and after. InputError when a size is out
+    of range.
     """
     tests = [(n, 0) for n in prompts if n] + [(0, n) for n in generations if n]
     _check(models)
@@ -106,18 +115,20 @@ def bench(
     if min([n for test in tests for n in test] + [depth, repetitions - 1, *(t - 1 for t in teams)]) < 0 or not tests:
         raise InputError("a size is out of range\ngive positive numbers of tokens, threads and repetitions")
     machine = _machine(models, teams)
-    runs: dict[tuple[int, tuple[int, int], int], list[float]] = {}
+    runs: dict[tuple[int, tuple[int, int], int], list[Run]] = {}
     total = len(teams) * len(tests) * len(models) * (repetitions + 1)
-    contexts = [model.context(depth + max(map(max, tests))) for model in models]
+    contexts = [model.context(depth + 1 + max(map(max, tests))) for model in models]
     done = 0
     for repetition in range(-1, repetitions):  # -1: the warm-up
         for team in teams:
-            machine.refresh(team)
+            reading = machine.refresh(team)
             for test, turn in itertools.product(tests, range(len(models))):
-                i = (repetition + turn) % len(models)  # what runs right after the limits were measured is slow
-                speed = max(test) / _time(contexts[i], test, depth, team)
+                i = (repetition + turn) % len(models)
+                speed, before = max(test) / _time(contexts[i], test, depth, team), reading
+                if test[1]:
+                    reading = machine.refresh(team)
                 if repetition >= 0:
-                    runs.setdefault((team, test, i), []).append(speed)
+                    runs.setdefault((team, test, i), []).append(Run(speed, max(before, reading)))
                 done += 1
                 if progress:
                     progress(done, total)
@@ -151,6 +162,9 @@ def _time(context: Context, test: tuple[int, int], depth: int, team: int) -> flo
         if context.n_past < depth:
             context.forward(rng.integers(0, vocab, depth - context.n_past).tolist(), logits="none")
         tokens = rng.integers(0, vocab, max(test)).tolist()
+        if n_gen:  # a step that is not timed: the first after the limits were measured is slow
+            context.forward(tokens[:1], logits="none")
+            context.truncate(depth)
         start = time.perf_counter()
         if n_prompt:
             context.forward(tokens)
@@ -162,12 +176,14 @@ def _time(context: Context, test: tuple[int, int], depth: int, team: int) -> flo
 
 
 def _row(
-    model: Model, machine: Machine, team: int, test: tuple[int, int], depth: int, got: Sequence[float]
+    model: Model, machine: Machine, team: int, test: tuple[int, int], depth: int, runs: Sequence[Run]
 ) -> Row:  # fmt: skip
-    (n_prompt, n_gen), limits, limit = test, machine.limits(team), None
-    weights, work = model.engine.weight_bytes(), multiply_adds(model)
+    (n_prompt, n_gen), limits, limit, nearby = test, machine.limits(team), None, None
+    weights, work, got = model.engine.weight_bytes(), multiply_adds(model), [run.speed for run in runs]
     if n_gen and weights > 2 * machine.caches:  # smaller weights stay in the caches, partly
-        limit = limits.read / (weights + cache_bytes(model, n_gen, depth))
+        nbytes = weights + cache_bytes(model, n_gen, depth)
+        limit = limits.read / nbytes
+        nearby = statistics.median(run.speed * nbytes / run.reading for run in runs)
     elif n_prompt and work and limits.multiply_add:
         limit = limits.multiply_add / work
     tensors = {model.gguf.tensors[f"{name}.weight"] for name in model.ternary}
@@ -180,6 +196,7 @@ def _row(
         type="+".join(kind for kind, _ in kinds), model=model.path.name, params=model.n_params, bytes=model.gguf.size,
         tokens_per_second=statistics.fmean(got), stddev=statistics.stdev(got) if len(got) > 1 else 0.0, median=median,
         best=best, limit=limit, fraction=median / limit if limit else None, exceeded=bool(limit and best > limit),
+        nearby=nearby,
     )  # fmt: skip
 
 
