@@ -18,11 +18,16 @@ LARGE = np.float32(3e38)
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("overflow")
     make_checkpoint(directory / "hf", family="bitnet", form="master")
-    bitconv.convert(directory / "hf", directory / "sound.gguf")
-    return directory / "sound.gguf"
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sound(checkpoint: Path) -> Path:
+    bitconv.convert(checkpoint / "hf", checkpoint / "sound.gguf")
+    return checkpoint / "sound.gguf"
 
 
 def with_weights(sound: Path, directory: Path, tensor: str, at: slice) -> Path:
@@ -55,6 +60,17 @@ def test_an_overflow_is_an_error_that_names_the_place(sound, tmp_path, tensor, a
         with pytest.raises(FormatError, match=re.escape(f"{place} is not finite")):
             context.forward(ids, logits=logits)
         assert context.n_past == 0
+
+
+@pytest.mark.parametrize("kind", ["f16", "f32", "q8_0", "q6_k"])
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_the_input_of_a_head_of_any_type_may_overflow(checkpoint, tmp_path, kind, tokens):
+    bitconv.convert(checkpoint / "hf", tmp_path / "sound.gguf", embedding_type=kind)
+    damaged = with_weights(tmp_path / "sound.gguf", tmp_path, "output_norm.weight", slice(None))
+    context = bitconv.load(damaged).context(64)
+    assert context.model.gguf.tensors["token_embd.weight"].type_name == kind.upper()
+    with pytest.raises(FormatError, match="a logit is not finite"):
+        context.forward([3] * tokens, logits="all")
 
 
 def test_one_infinite_logit_of_all_is_found(sound, tmp_path):

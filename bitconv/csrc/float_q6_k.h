@@ -11,15 +11,18 @@
  * lane += d * step * (256 * p0 + p1), and lanes are folded as those of kernel_api.h.
  */
 
-/* x of cols floats -> digits; zero from the first block on that holds a value that is not finite, which the caller's norm has
- * seen before */
+/* x of cols floats -> digits; the step of a block that holds a value that is not finite is NaN, and so are its products */
 static void ISA(q6_k_digits)(const float *x, int64_t cols, uint8_t *digits)
 {
     memset(digits, 0, (size_t)bc_digits_bytes(cols));
-    for (float most; cols > 0 && ISA(absmax)(x, 256, 1e-30f, &most); cols -= 256, x += 256, digits += BC_DIGITS) {
+    for (; cols > 0; cols -= 256, x += 256, digits += BC_DIGITS) {
+        float most, step = NAN;
+        memcpy(digits + BC_DIGIT_STEP, &step, sizeof step);
+        if (!ISA(absmax)(x, 256, 1e-30f, &most))
+            continue;
         /* rounded up to a power of two, so that all that follows is exact; 32512 is 127 * 256 */
         const uint32_t exponent = (bc_float_bits(most * (1.0f / 32512)) + 0x7fffff) >> 23;
-        const float step = bc_bits_float(exponent << 23);
+        step = bc_bits_float(exponent << 23);
         const VF scale = ISA(vf_set1)(bc_bits_float((254 - exponent) << 23));
         int16_t *sums = (int16_t *)(digits + BC_DIGIT_SUMS);
         memcpy(digits + BC_DIGIT_STEP, &step, sizeof step);
