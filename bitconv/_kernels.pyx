@@ -59,15 +59,18 @@ cdef const bc_ternary *find_ternary(str isa, int type_id) except NULL:
     return kernels
 
 
-def tile_name(str isa) -> str:
-    """The C function that multiplies in prefill, whatever the type."""
-    return find_isa(isa).tile_name.decode()
-
-
 def kernel_names(str isa, int type_id) -> tuple:
     """The C functions (decode, prefill) that execute a ternary type, or () when it is not executed natively."""
     cdef const bc_ternary *kernels = bc_find_ternary(find_isa(isa), type_id)
     return () if kernels == NULL else (kernels.gemv_name.decode(), kernels.panel_name.decode())
+
+
+def kernel_name(str isa, int type_id, int64_t tokens) -> str:
+    """The C functions that multiply a ternary type with so many tokens."""
+    cdef const bc_ternary *kernels = find_ternary(isa, type_id)
+    if 1 < tokens <= BC_FEW_TOKENS and kernels.few != NULL:
+        return kernels.few_name.decode()
+    return kernels.gemv_name.decode() if tokens < BC_GEMM_TOKENS else f"{kernels.panel_name.decode()} + {find_isa(isa).tile_name.decode()}"
 
 
 cdef int64_t ternary_bytes(int64_t rows, int64_t cols, int type_id, tiles, int64_t highest) except -1:

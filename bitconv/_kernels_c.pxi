@@ -1,7 +1,7 @@
 # What the kernels offer in C, as far as Python calls it.
 
 cdef extern from "csrc/forward.h" nogil:
-    enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_TILE_ROWS, BC_MAX_TILE, BC_MAX_ROWS, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SEGMENT, BC_MAX_SPLIT, BC_SITES, BC_N_ISAS
+    enum: BC_LANES, BC_KEYS, BC_PANEL_ROWS, BC_PANEL_COLS, BC_TILE_ROWS, BC_MAX_TILE, BC_FEW, BC_MAX_ROWS, BC_MAX_HEAD_DIM, BC_QUERIES, BC_SEGMENT, BC_MAX_SPLIT, BC_SITES, BC_N_ISAS
     enum: BC_F32, BC_F16, BC_BF16, BC_Q8_0, BC_Q6_K, BC_I2_S, BC_TL1, BC_TL2, BC_TQ1_0, BC_TQ2_0
 
     ctypedef struct bc_matrix:
@@ -13,12 +13,14 @@ cdef extern from "csrc/forward.h" nogil:
     ctypedef struct bc_ternary:
         int32_t type
         const char *gemv_name
+        const char *few_name
         const char *panel_name
         void gemv(const bc_matrix *, int64_t, int64_t, const int8_t *, int32_t, const uint8_t *, int32_t *)
         void panel(const bc_matrix *, int64_t, int64_t, int64_t, uint8_t *)
         int64_t panel_end(const bc_matrix *, int64_t)
         int64_t row_step(const bc_matrix *)
         void (*prepare)(const bc_matrix *, const int8_t *, int64_t, int64_t, uint8_t *)
+        void (*few)(const bc_matrix *, int64_t, int64_t, const int8_t *, int64_t, const int32_t *, int, int32_t *, int64_t)
 
     ctypedef struct bc_attention:
         const float *q[BC_QUERIES]
@@ -131,7 +133,7 @@ cdef extern from "csrc/limits.h" nogil:
     void bc_read_work(void *, bc_thread *)
     double bc_time_team(int32_t, void (*)(void *, bc_thread *), void *)
     double bc_int8_peak(const bc_isa *, int32_t)
-    enum: BC_MAX_LINEARS, BC_GEMM_TOKENS, BC_TABLE_BYTES
+    enum: BC_MAX_LINEARS, BC_GEMM_TOKENS, BC_FEW_TOKENS, BC_TABLE_BYTES
     ctypedef struct bc_input:
         int64_t n, cols, codes_stride
         int8_t *codes
@@ -143,7 +145,7 @@ cdef extern from "csrc/limits.h" nogil:
         const bc_isa *isa
         const bc_matrix *weights
         int64_t n
-        const bc_input *in_ "in"
+        bc_input *in_ "in"
         float *out
     double bc_time_linears(bc_linear_job *, int32_t)
 

@@ -93,6 +93,23 @@ def quantise(const float[::1] x, str isa) -> tuple:
     return codes[:x.shape[0]], scale, total, not bad
 
 
+def few(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const int8_t[:, ::1] q, str isa,
+        int64_t row0=0, row1=None):
+    """int32 [tokens, row1 - row0]: as gemv, for 2 to 4 tokens in one pass; None where the instruction set has no such kernel."""
+    cdef const bc_ternary *kernels = find_ternary(isa, type_id)
+    cdef bc_matrix m = as_matrix(data, rows, cols, type_id, 1.0, (0, 0, 0))
+    cdef int64_t end = rows if row1 is None else row1
+    if q.shape[1] != cols or not 2 <= q.shape[0] <= BC_FEW or not 0 <= row0 < end <= rows or row0 % kernels.row_step(&m):
+        raise ValueError("wrong arguments")
+    if kernels.few == NULL:
+        return None
+    out = np.empty((q.shape[0], end - row0), dtype=np.int32)
+    cdef int32_t[:, ::1] sums = out
+    cdef int32_t[::1] q_sum = np.asarray(q).sum(axis=1, dtype=np.int32)
+    kernels.few(&m, row0, end, &q[0, 0], cols, &q_sum[0], <int>q.shape[0], &sums[0, 0], end - row0)
+    return out
+
+
 def gemv(const uint8_t[::1] data, int64_t rows, int64_t cols, int type_id, const int8_t[::1] q, str isa,
          tiles=(0, 0, 0), int64_t row0=0, row1=None):
     """int32 [row1 - row0]: exact products of a ternary weight with the codes q of one token."""

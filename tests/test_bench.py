@@ -46,10 +46,9 @@ def test_json_rows_have_the_documented_fields(tiny_gguf):
     ]
     model = bitconv.load(tiny_gguf)
     isa = found["rows"][0]["isa"]
-    decode, unpacking = _kernels.kernel_names(isa, 36)
     for row in found["rows"]:
         assert row["type"] == "I2_S"
-        assert row["kernel"] == (decode if row["n_gen"] else f"{unpacking} + {_kernels.tile_name(isa)}")
+        assert row["kernel"] == _kernels.kernel_name(isa, 36, row["n_prompt"] or 1)
         assert row["params"] == model.n_params
         assert row["bytes"] == tiny_gguf.stat().st_size
         assert row["tokens_per_second"] > 0

@@ -51,6 +51,10 @@ def test_i2_s_gemv_is_the_exact_product(seed, rows, cols):
         assert np.array_equal(sums, trits.astype(np.int64) @ q.astype(np.int64)), isa
         row0 = rows // 3 // 4 * 4
         assert np.array_equal(_kernels.gemv(pack_i2_s(trits), rows, cols, I2_S, q, isa, row0=row0), sums[row0:])
+        for tokens in (2, 3, 4):
+            many = rng.integers(-127, 128, (tokens, cols), dtype=np.int8)
+            found = _kernels.few(pack_i2_s(trits), rows, cols, I2_S, many, isa, row0=row0)
+            assert found is None or np.array_equal(found, many.astype(np.int64) @ trits[row0:].T.astype(np.int64)), isa
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -60,6 +64,8 @@ def test_same_sign_activations_do_not_wrap_an_accumulator(isa, sign):
     trits = np.ones((rows, cols), dtype=np.int8)
     q = np.full(cols, 127 * sign, dtype=np.int8)
     assert _kernels.gemv(pack_i2_s(trits), rows, cols, I2_S, q, isa).tolist() == [127 * sign * cols] * rows
+    found = _kernels.few(pack_i2_s(trits), rows, cols, I2_S, np.stack([q, q, q, q]), isa)
+    assert found is None or (found == 127 * sign * cols).all()
     panel = np.full((2, cols // 4, 16, 4), 2, dtype=np.uint8)
     tokens = np.full((cols // 4, 6, 4), 127 * sign, dtype=np.int8)
     assert (_kernels.tile(panel, tokens, isa) == 2 * 127 * sign * cols).all()

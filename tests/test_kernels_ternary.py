@@ -76,6 +76,10 @@ def test_every_isa_computes_the_product_of_the_codes(name, data, seed):
     for isa, got in zip(ISAS, codes, strict=True):
         assert np.array_equal(got[:rows], trits + 1), isa
         assert np.array_equal(_kernels.gemv(packed, rows, cols, TYPES[name], q, isa, tiles), trits @ q), isa
+        if tiles == NO_TILES:
+            many = rng.integers(-127, 128, (int(rng.integers(2, 5)), cols), dtype=np.int8)
+            found = _kernels.few(packed, rows, cols, TYPES[name], many, isa)
+            assert found is None or np.array_equal(found, many @ trits.T), isa
 
 
 @pytest.mark.parametrize("sign", [1, -1])

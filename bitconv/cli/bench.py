@@ -92,7 +92,7 @@ def bench(
     loaded = [bitconv.load(path, **options) for path in paths]
     with state.progress("bench", "run") as progress:
         if kernels:
-            sizes = tuple(n for n in (1, *n_prompt) if n)
+            sizes = tuple(sorted({1, *n_prompt} - {0}))
             found, limits = runs.bench_kernels(
                 loaded, tokens=sizes, threads=threads or (), repetitions=repetitions, progress=progress
             )

@@ -48,7 +48,7 @@ static void bc_prepare_token(bc_run *run, int32_t layer, int site, const float *
         bc_report_bad(run, layer * BC_SITES + site);
 }
 
-/* Make the input of a site, all tokens in every thread where they are few, else together and with a barrier. */
+/* Make the input of a site, all tokens in every thread where they are few, else together and with a barrier. in->by_panels is given. */
 static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src,
                        const float *norm, int any_dense, int any_q6_k, bc_input *in)
 {
@@ -56,7 +56,7 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
     const bc_scratch *s = &run->s;
     const int64_t cols = bc_site_width(m, site), stride = bc_round_up(cols, 128), n = run->batch->n;
     uint8_t *own = s->own + thread->index * s->own_bytes;
-    *in = (bc_input){n, cols, stride, NULL, bc_round_up(cols, BC_LANES), NULL, s->tiles, s->scale, s->sum, NULL, s->digits, NULL};
+    *in = (bc_input){n, cols, stride, in->by_panels, NULL, bc_round_up(cols, BC_LANES), s->tiles, s->tiles, s->scale, s->sum, NULL, s->digits, NULL};
     in->gated = (float *)own, own += 2 * BC_GATED_FLOATS * 4;
     uint8_t *const own_digits = own;
     own += (BC_GEMM_TOKENS - 1) * bc_digits_bytes(bc_widest(m));
@@ -81,14 +81,16 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
     for (int64_t task; (task = bc_own_task(thread, (n + BC_MAX_TILE - 1) / BC_MAX_TILE)) >= 0;) {
         const int64_t t0 = task * BC_MAX_TILE;
         for (int64_t t = t0; t < bc_min(t0 + BC_MAX_TILE, n); t++) {
-            int8_t *mine = codes + (t - t0) * stride; /* only the packed tile leaves this core's cache */
+            /* only the packed tile leaves this core's cache */
+            int8_t *mine = in->by_panels ? codes + (t - t0) * stride : in->codes + t * stride;
             float *const row = any_dense ? in->x + t * in->ldx : x;
             bc_prepare_token(run, layer, site, src + t * ld_src, norm, in, t, row, mine);
             if (any_q6_k)
                 m->isa->digits(row, cols, in->digits + t * bc_digits_bytes(cols));
             bc_trace(run, in, mine, layer, site, t);
         }
-        bc_pack_tile(in, codes, t0, bc_tile(n - t0));
+        if (in->by_panels)
+            bc_pack_tile(in, codes, t0, bc_tile(n - t0));
     }
     bc_barrier(thread);
 }
@@ -105,8 +107,8 @@ static bc_linear bc_linear_of(const bc_model *m, const bc_matrix *w, float *out,
 static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src, const float *norm,
                     bc_linear *linears, int n, bc_product *product)
 {
-    bc_input in = {.n = run->batch->n};
-    if (in.n < BC_GEMM_TOKENS) { /* memory works while the input is made */
+    bc_input in = {.by_panels = bc_by_panels(linears, n, run->batch->n)};
+    if (!in.by_panels) { /* memory works while the input is made */
         const bc_cut cut = product ? bc_cut_gated(linears, linears + 1, thread->size) : bc_cut_linear(linears, thread->size, n == 1);
         bc_begin(linears, bc_task_rows(&cut, thread->index));
     }
@@ -173,7 +175,7 @@ static void bc_logits(bc_run *run, bc_thread *thread)
 {
     const bc_model *m = run->model;
     const int64_t n = run->batch->n_logits;
-    bc_input in = {.n = n, .cols = m->hidden, .x = run->s.normed, .ldx = bc_round_up(m->hidden, BC_LANES), .digits = run->s.digits};
+    bc_input in = {.n = n, .cols = m->hidden, .by_panels = n >= BC_GEMM_TOKENS, .x = run->s.normed, .ldx = bc_round_up(m->hidden, BC_LANES), .digits = run->s.digits};
     const bc_linear head = bc_linear_of(m, &m->head, run->batch->logits, m->head.rows, NULL);
     if (n < BC_GEMM_TOKENS) { /* as in bc_prepare */
         const bc_cut cut = bc_cut_linear(&head, thread->size, 1);

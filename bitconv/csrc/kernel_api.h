@@ -35,7 +35,8 @@ enum {
     BC_STREAMS = 4,      /* places that lie far apart and are read together: one or two do not fill the memory pipeline */
     BC_FAR = 1024,       /* bytes that each of those streams is fetched ahead of its use */
     BC_AHEAD = 512,      /* bytes of each stream that are fetched before its kernel begins */
-    BC_DENSE_TOKENS = 4, /* tokens that share one pass over dense rows, at most */
+    BC_FEW = 4,          /* tokens that share one pass over ternary rows, at most */
+    BC_DENSE_TOKENS = 4, /* the same over Q6_K rows */
     BC_DIGITS = 640,     /* bytes of 256 activations as digits, and where in them the sums and the step are (float_q6_k.h) */
     BC_DIGIT_SUMS = 512,
     BC_DIGIT_STEP = 576,
@@ -74,6 +75,10 @@ typedef struct {
     int64_t (*row_step)(const bc_matrix *w);
     /* look-up tables of the codes of columns k0..k1 (k0 a multiple of 192), at their place in table; NULL: none */
     void (*prepare)(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table);
+    /* gemv of n = 2 to BC_FEW tokens in one pass over the weights, codes ldq and sums ldo apart; NULL: one token after another */
+    void (*few)(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int64_t ldq, const int32_t *q_sum, int n,
+                int32_t *out, int64_t ldo);
+    const char *few_name;
 } bc_ternary;
 
 /* attention of n_q queries, of one token or of several, that share one key/value head */

@@ -131,7 +131,7 @@ typedef struct {
     const bc_isa *isa;
     const bc_matrix *weights;
     int64_t n;
-    const bc_input *in;
+    bc_input *in; /* by_panels is not given */
     float *out;
 } bc_linear_job;
 
@@ -153,8 +153,10 @@ static void bc_linear_work(void *job, bc_thread *thread)
  * tables, and for out, is the caller's. Packing tiles is not timed: in a pass the quantiser does it. */
 static double bc_time_linears(bc_linear_job *job, int32_t threads)
 {
-    const bc_input *in = job->in;
-    for (int64_t t = 0; in->n >= BC_GEMM_TOKENS && t < in->n; t += bc_tile(in->n - t))
+    bc_input *in = job->in;
+    const bc_linear first = {.ternary = bc_find_ternary(job->isa, job->weights->type)};
+    in->by_panels = bc_by_panels(&first, 1, in->n);
+    for (int64_t t = 0; in->by_panels && t < in->n; t += bc_tile(in->n - t))
         bc_pack_tile(in, in->codes + t * in->codes_stride, t, bc_tile(in->n - t));
     return bc_time_team(threads, bc_linear_work, job);
 }

@@ -7,14 +7,15 @@
 
 enum {
     BC_GEMM_TOKENS = 8,   /* from this many tokens on, panels and tiles beat one GEMV per token on weights in the cache */
+    BC_FEW_TOKENS = 16,   /* up to this many tokens, passes of `few` beat both */
     BC_MIN_ROWS = 16,     /* of a decode task */
     BC_SMALL = 1 << 15,   /* bytes of weights of the smallest task of decode */
     BC_CHUNK = 1 << 18,   /* bytes of weights that several tokens of a decode step read one after another, from L2 */
     BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
-    BC_GATED_FLOATS = BC_TOKEN_BLOCK * BC_PANEL_ROWS, /* of gate or of up in one task, prefill or decode */
+    BC_GATED_FLOATS = BC_FEW_TOKENS * BC_MAX_ROWS, /* of gate or of up in one task, by rows or by panels */
 };
-_Static_assert((int)BC_GATED_FLOATS >= (BC_GEMM_TOKENS - 1) * BC_MAX_ROWS, "a decode task is larger than a prefill task");
+_Static_assert((int)BC_GATED_FLOATS >= (int)BC_TOKEN_BLOCK * BC_PANEL_ROWS, "a task by panels is larger than one by rows");
 
 /* the next task of a step over n tokens, or -1 */
 static inline int64_t bc_token_task(bc_thread *thread, int64_t n, int64_t n_tasks)
@@ -28,10 +29,11 @@ static inline int64_t bc_token_task(bc_thread *thread, int64_t n, int64_t n_task
 /* the inputs of a site: n rows of cols features, as float32 for dense weights and as int8 codes for ternary ones */
 typedef struct {
     int64_t n, cols, codes_stride; /* codes_stride = cols padded to 128 with zero codes */
+    int by_panels;                 /* or by rows, as in decode */
     float *x;                      /* [n][ldx], zero past cols; where there are dense weights or few tokens */
     int64_t ldx;
-    int8_t *codes;                 /* [n][codes_stride], for less than BC_GEMM_TOKENS */
-    int8_t *tiles;                 /* else the codes as [tile][codes_stride/4][tokens of the tile][4] */
+    int8_t *codes;                 /* [n][codes_stride], by rows */
+    int8_t *tiles;                 /* by panels: the codes as [tile][codes_stride/4][tokens of the tile][4] */
     float *scale;                  /* [n]; x ~= codes / scale */
     int32_t *sum;                  /* [n]; the sum of the codes */
     uint8_t *tables;               /* this thread's, [BC_MAX_LINEARS][BC_GEMM_TOKENS - 1][codes_stride * BC_TABLE_BYTES] for decode */
@@ -77,7 +79,14 @@ static inline void bc_finish(const bc_isa *isa, const bc_linear *l, const bc_inp
     isa->finish(sums, n, n_tokens, minus, in->scale + t, l->w->scale, residual, bc_out(l, t, row), l->ldo);
 }
 
-static inline int bc_uses_gemm(const bc_linear *l, const bc_input *in) { return l->ternary && in->n >= BC_GEMM_TOKENS; }
+/* whether products that share an input of n tokens go by panels */
+static inline int bc_by_panels(const bc_linear *linears, int n_linears, int64_t n)
+{
+    int few = n <= BC_FEW_TOKENS;
+    for (int i = 0; i < n_linears; i++)
+        few &= linears[i].ternary && linears[i].ternary->few;
+    return n >= BC_GEMM_TOKENS && !few;
+}
 
 static inline uint8_t *bc_table(const bc_linear *l, const bc_input *in, int64_t t)
 {
@@ -91,7 +100,7 @@ static void bc_build_tables(bc_linear *linears, int n, const bc_input *in)
     for (int i = 0; i < n; i++) {
         bc_linear *l = linears + i;
         l->table = -1;
-        if (!l->ternary || !l->ternary->prepare || bc_uses_gemm(l, in))
+        if (!l->ternary || !l->ternary->prepare || in->by_panels)
             continue;
         for (int j = 0; j < i; j++) {
             const bc_matrix *other = linears[j].w;
@@ -167,22 +176,33 @@ static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input 
                 out[t * l->ldo + r] += l->residual[(t0 + t) * l->ldo + row0 + r];
 }
 
+/* tokens that share a pass over the weights of a decode task, at most */
+static inline int64_t bc_shared_pass(const bc_linear *l)
+{
+    return l->ternary ? l->ternary->few ? BC_FEW : 1 : l->w->type == BC_Q6_K ? BC_DENSE_TOKENS : 1;
+}
+
 static void bc_gemv_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, int64_t row0, int64_t row1)
 {
-    int32_t sums[BC_MAX_ROWS];
-    for (int64_t t = 0; t < in->n; t++) {
-        const uint8_t *table = l->table < 0 ? NULL : bc_table(l, in, t);
-        l->ternary->gemv(l->w, row0, row1, in->codes + t * in->codes_stride, in->sum[t], table, sums);
-        bc_finish(isa, l, in, t, 1, row0, row1 - row0, sums, NULL);
+    int32_t sums[BC_FEW * BC_MAX_ROWS];
+    const int64_t passes = (in->n + bc_shared_pass(l) - 1) / bc_shared_pass(l);
+    for (int64_t pass = 0; pass < passes; pass++) {
+        const int64_t t = in->n * pass / passes, n = in->n * (pass + 1) / passes - t;
+        const int8_t *codes = in->codes + t * in->codes_stride;
+        if (n > 1)
+            l->ternary->few(l->w, row0, row1, codes, in->codes_stride, in->sum + t, (int)n, sums, BC_MAX_ROWS);
+        else
+            l->ternary->gemv(l->w, row0, row1, codes, in->sum[t], l->table < 0 ? NULL : bc_table(l, in, t), sums);
+        for (int64_t i = 0; i < n; i++)
+            bc_finish(isa, l, in, t + i, 1, row0, row1 - row0, sums + i * BC_MAX_ROWS, NULL);
     }
 }
 
 /* Rows of a product for few tokens. Where these take turns on the weights, so few rows at a time that they stay in L2. */
 static void bc_decode_task(const bc_isa *isa, const bc_linear *l, const bc_input *in, bc_rows rows)
 {
-    const int once = in->n <= (l->w->type == BC_Q6_K ? BC_DENSE_TOKENS : 1);
     const int64_t step = bc_max(bc_row_step(l), BC_STREAMS);
-    const int64_t each = once ? BC_MAX_ROWS : bc_max(BC_CHUNK / bc_row_bytes(l) / step, 1) * step;
+    const int64_t each = in->n <= bc_shared_pass(l) ? BC_MAX_ROWS : bc_max(BC_CHUNK / bc_row_bytes(l) / step, 1) * step;
     for (int64_t row0 = rows.row0, row1; row0 < rows.row1; row0 = row1) {
         row1 = bc_min(row0 + each, rows.row1);
         if (l->ternary)
@@ -383,14 +403,14 @@ static void bc_prefill_gated(const bc_isa *isa, bc_thread *thread, const bc_line
 /* One step of a pass. product: of the feed-forward gate, whose two products it joins, or NULL. The caller puts the barrier. */
 static void bc_apply(const bc_isa *isa, bc_thread *thread, const bc_linear *linears, int n, const bc_input *in, bc_product *product)
 {
-    if (in->n < BC_GEMM_TOKENS && product)
-        bc_decode_gated(isa, thread, linears, linears + 1, in, product);
-    else if (in->n < BC_GEMM_TOKENS)
-        bc_decode(isa, thread, linears, n, in);
-    else if (product)
+    if (in->by_panels && product)
         bc_prefill_gated(isa, thread, linears, linears + 1, in, product);
-    else
+    else if (in->by_panels)
         bc_prefill(isa, thread, linears, n, in);
+    else if (product)
+        bc_decode_gated(isa, thread, linears, linears + 1, in, product);
+    else
+        bc_decode(isa, thread, linears, n, in);
 }
 
 #endif

@@ -10,6 +10,16 @@ BC_INLINE __m512i two_bit_q_avx512vnni(const int8_t *q)
                               _mm256_loadu_si256((const __m256i *)(q + 128)), 1);
 }
 
+/* the sums of the lanes of each of four registers */
+BC_INLINE __m128i fold_4_avx512vnni(__m512i *all)
+{
+    for (int i = 0; i < 4; i += 2)
+        all[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(all[i], all[i + 1]), _mm512_unpackhi_epi32(all[i], all[i + 1]));
+    const __m512i four = _mm512_add_epi32(_mm512_unpacklo_epi64(all[0], all[2]), _mm512_unpackhi_epi64(all[0], all[2]));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(four), _mm512_extracti64x4_epi64(four, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
 /* sums of n_rows rows (1 or 4) that start at row[i] */
 BC_INLINE void two_bit_dot_avx512vnni(const uint8_t *const *row, int n_rows, int64_t cols, const int8_t *q, int32_t *sum, int is_i2_s)
 {
@@ -44,15 +54,72 @@ BC_INLINE void two_bit_dot_avx512vnni(const uint8_t *const *row, int n_rows, int
         for (int g = 1; g < 4; g++)
             all[i] = _mm512_add_epi32(all[i], _mm512_srai_epi32(acc[i][g], 2 * g));
     }
-    if (n_rows == 1) {
+    if (n_rows == 1)
         sum[0] = _mm512_reduce_add_epi32(all[0]);
-        return;
+    else
+        _mm_storeu_si128((__m128i *)sum, fold_4_avx512vnni(all));
+}
+
+/* sums of four rows and n_t tokens, [n_t][4]: the codes are shifted down once for all tokens */
+BC_INLINE void two_bit_few_avx512vnni(const uint8_t *const *row, int64_t cols, const int8_t *q, int64_t ldq, const int n_t, int32_t *sum,
+                                      int is_i2_s)
+{
+    const __m512i mask = _mm512_set1_epi8(3);
+    __m512i acc[BC_FEW][BC_STREAMS];
+    for (int t = 0; t < n_t; t++)
+        for (int i = 0; i < BC_STREAMS; i++)
+            acc[t][i] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < cols; k += 256) {
+        const int part = cols - k < 256; /* of I2_S only: zeros in the upper half add nothing */
+        __m512i v[BC_STREAMS];
+        for (int i = 0; i < BC_STREAMS; i++) {
+            const uint8_t *p = row[i] + two_bit_at_avx2(k, is_i2_s);
+            bc_prefetch_far(p + BC_FAR, 1);
+            v[i] = part ? _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)p)) : _mm512_loadu_si512(p);
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++) {
+            __m512i codes[BC_STREAMS];
+#pragma GCC unroll 4
+            for (int i = 0; i < BC_STREAMS; i++)
+                codes[i] = _mm512_and_si512(_mm512_srli_epi16(v[i], 2 * g), mask);
+#pragma GCC unroll 4
+            for (int t = 0; t < n_t; t++) {
+                const int8_t *at = q + t * ldq + k + 32 * (is_i2_s ? 3 - g : g);
+                __m512i x = part ? _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)at)) : two_bit_q_avx512vnni(at);
+#pragma GCC unroll 4
+                for (int i = 0; i < BC_STREAMS; i++) {
+                    acc[t][i] = _mm512_dpbusd_epi32(acc[t][i], codes[i], x);
+                    __asm__("" : "+v"(acc[t][i])); /* as above */
+                }
+            }
+        }
     }
-    for (int i = 0; i < 4; i += 2)
-        all[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(all[i], all[i + 1]), _mm512_unpackhi_epi32(all[i], all[i + 1]));
-    const __m512i four = _mm512_add_epi32(_mm512_unpacklo_epi64(all[0], all[2]), _mm512_unpackhi_epi64(all[0], all[2]));
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(four), _mm512_extracti64x4_epi64(four, 1));
-    _mm_storeu_si128((__m128i *)sum, _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+    for (int t = 0; t < n_t; t++)
+        _mm_storeu_si128((__m128i *)(sum + t * BC_STREAMS), fold_4_avx512vnni(acc[t]));
+}
+
+BC_INLINE void two_bit_few_rows_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int64_t ldq,
+                                           const int32_t *q_sum, const int n_t, int32_t *out, int64_t ldo, int is_i2_s)
+{
+    const int64_t bytes = two_bit_at_avx2(w->cols, is_i2_s), part = (row1 - row0) / BC_STREAMS;
+    const uint8_t *base = w->data + row0 * bytes;
+    int32_t sum[BC_FEW * BC_STREAMS];
+    for (int64_t r = 0; r < part; r++) {
+        const uint8_t *row[BC_STREAMS];
+        for (int i = 0; i < BC_STREAMS; i++)
+            row[i] = base + (i * part + r) * bytes;
+        two_bit_few_avx512vnni(row, w->cols, q, ldq, n_t, sum, is_i2_s);
+        for (int t = 0; t < n_t; t++)
+            for (int i = 0; i < BC_STREAMS; i++)
+                out[t * ldo + i * part + r] = sum[t * BC_STREAMS + i] - q_sum[t];
+    }
+    for (int64_t r = BC_STREAMS * part; r < row1 - row0; r++)
+        for (int t = 0; t < n_t; t++) {
+            const uint8_t *row = base + r * bytes;
+            two_bit_dot_avx512vnni(&row, 1, w->cols, q + t * ldq, sum, is_i2_s);
+            out[t * ldo + r] = sum[0] - q_sum[t];
+        }
 }
 
 #define TWO_BIT_GEMV(type, is_i2_s)                                                                                          \
@@ -75,6 +142,16 @@ BC_INLINE void two_bit_dot_avx512vnni(const uint8_t *const *row, int n_rows, int
             const uint8_t *row = base + r * bytes;                                                                           \
             two_bit_dot_avx512vnni(&row, 1, w->cols, q, sum, is_i2_s);                                                       \
             out[r] = sum[0] - q_sum;                                                                                         \
+        }                                                                                                                    \
+    }                                                                                                                        \
+    static void type##_few_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int64_t ldq,          \
+                                      const int32_t *q_sum, int n, int32_t *out, int64_t ldo)                                \
+    {                                                                                                                        \
+        _Static_assert(BC_FEW == 4, "each number of tokens has a loop of its own");                                          \
+        switch (n) {                                                                                                         \
+        case 2: two_bit_few_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 2, out, ldo, is_i2_s); break;                      \
+        case 3: two_bit_few_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 3, out, ldo, is_i2_s); break;                      \
+        default: two_bit_few_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 4, out, ldo, is_i2_s);                            \
         }                                                                                                                    \
     }
 

@@ -192,18 +192,12 @@ def _row(
     median, best = statistics.median(got), max(got)
     return Row(
         test=name + (f" @ d{depth}" if depth else ""), n_prompt=n_prompt, n_gen=n_gen, n_depth=depth, threads=team,
-        isa=model.isa, kernel=" + ".join(kernel_name(model.isa, kind, n_prompt or 1) for _, kind in kinds),
+        isa=model.isa, kernel=" + ".join(_kernels.kernel_name(model.isa, kind, n_prompt or 1) for _, kind in kinds),
         type="+".join(kind for kind, _ in kinds), model=model.path.name, params=model.n_params, bytes=model.gguf.size,
         tokens_per_second=statistics.fmean(got), stddev=statistics.stdev(got) if len(got) > 1 else 0.0, median=median,
         best=best, limit=limit, fraction=median / limit if limit else None, exceeded=bool(limit and best > limit),
         nearby=nearby,
     )  # fmt: skip
-
-
-def kernel_name(isa: str, type_id: int, tokens: int) -> str:
-    """Return the C functions that multiply a ternary type with so many tokens."""
-    gemv, panel = _kernels.kernel_names(isa, type_id)
-    return gemv if tokens < _kernels.GEMM_TOKENS else f"{panel} + {_kernels.tile_name(isa)}"
 
 
 def bench_kernels(
@@ -271,7 +265,7 @@ def _kernel_row(
     type_id, rows, cols = shape
     median, best = statistics.median(got), max(got)
     return KernelRow(
-        kernel=kernel_name(model.isa, type_id, tokens), type=tensor_type(type_id).name, model=model.path.name,
+        kernel=_kernels.kernel_name(model.isa, type_id, tokens), type=tensor_type(type_id).name, model=model.path.name,
         rows=rows, cols=cols, tokens=tokens, threads=limits.threads, giga_per_second=median / 1e9, best=best / 1e9,
         unit="GB/s" if decode else "GMAC/s", fraction=median / limit if limit else None,
         exceeded=bool(limit and best > limit),
