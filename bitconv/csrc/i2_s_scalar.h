@@ -37,9 +37,9 @@ static void i2_s_panel_scalar(const bc_matrix *w, int64_t row0, int64_t k0, int6
 
 static int64_t bc_plain_panel_end(const bc_matrix *w, int64_t k0) { return bc_min(k0 + BC_PANEL_COLS, w->cols); }
 
-static void i2_s_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i)
+static void i2_s_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i, int far)
 {
-    bc_prefetch(w->data + bc_min(row0 + i, w->rows - 1) * (w->cols / 4) + k0 / 4, (k1 - k0) / 4);
+    bc_fetch(w->data + bc_min(row0 + i, w->rows - 1) * (w->cols / 4) + k0 / 4, (k1 - k0) / 4, far);
 }
 
 static int64_t bc_any_row_step(const bc_matrix *w)

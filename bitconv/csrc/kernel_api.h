@@ -70,8 +70,8 @@ typedef struct {
     int64_t (*panel_end)(const bc_matrix *w, int64_t k0);
     /* fetch the beginnings of what gemv(w, row0, row1) will read */
     void (*begin)(const bc_matrix *w, int64_t row0, int64_t row1);
-    /* fetch part i of 32 of what panel(w, row0, k0, k1) will read */
-    void (*prefetch)(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i);
+    /* fetch part i of 32 of what panel(w, row0, k0, k1) will read, soon or much later */
+    void (*prefetch)(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i, int far);
     int64_t (*row_step)(const bc_matrix *w);
     /* look-up tables of the codes of columns k0..k1 (k0 a multiple of 192), at their place in table; NULL: none */
     void (*prepare)(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table);
@@ -202,6 +202,14 @@ BC_INLINE void bc_prefetch_far(const uint8_t *from, int64_t bytes)
 {
     for (int64_t at = 0; at < bytes; at += 64)
         __builtin_prefetch(from + at, 0, 2);
+}
+
+BC_INLINE void bc_fetch(const uint8_t *from, int64_t bytes, int far)
+{
+    if (far)
+        bc_prefetch_far(from, bytes);
+    else
+        bc_prefetch(from, bytes);
 }
 
 #define BC_TILE(function) .tile = function, .tile_name = #function

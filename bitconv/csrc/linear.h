@@ -11,6 +11,7 @@ enum {
     BC_MIN_ROWS = 16,     /* of a decode task */
     BC_SMALL = 1 << 15,   /* bytes of weights of the smallest task of decode */
     BC_CHUNK = 1 << 18,   /* bytes of weights that several tokens of a decode step read one after another, from L2 */
+    BC_FEW_CODES = 1 << 17, /* bytes of codes of a step, up to which weights are fetched from far ahead */
     BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
     BC_MAX_LINEARS = 3,   /* products that share an input */
     BC_GATED_FLOATS = BC_FEW_TOKENS * BC_MAX_ROWS, /* of gate or of up in one task, by rows or by panels */
@@ -213,19 +214,22 @@ static void bc_decode_task(const bc_isa *isa, const bc_linear *l, const bc_input
 }
 
 /* All tiles of a block of tokens on one unpacked panel. Meanwhile the memory that comes next is fetched: the packed weights
- * of the next panel, and after the last columns the lines that the results go to and those they are added to. */
+ * of the next panel, or of few tokens, which take less time than memory, those of the next rows, and after the last columns the
+ * lines that the results go to and those they are added to. */
 static void bc_run_tiles(const bc_isa *isa, const bc_linear *l, const bc_input *in, const uint8_t *panel, int64_t row0, int64_t k0,
                          int64_t k1, int64_t t0, int64_t n, const bc_linear *next, int64_t next_row0, int32_t *acc)
 {
     const int ends = k1 == l->w->cols;
-    const bc_matrix *ahead = ends ? next->w : l->w;
-    const int64_t next_k0 = ends ? 0 : k1, next_k1 = (ends ? next : l)->ternary->panel_end(ahead, next_k0);
+    const int far = l->w->cols * n <= BC_FEW_CODES && next->ternary == l->ternary && next->w->tile_cols == l->w->tile_cols;
+    const bc_linear *ahead = far || ends ? next : l;
+    const int64_t ahead_row0 = far || ends ? next_row0 : row0, ahead_k0 = far ? k0 : ends ? 0 : k1;
+    const int64_t ahead_k1 = ahead->ternary->panel_end(ahead->w, ahead_k0);
     const int64_t steps = (n + BC_MAX_TILE - 1) / BC_MAX_TILE;
     const int32_t row_tiles = l->w->rows - row0 > BC_TILE_ROWS ? 2 : 1;
     for (int64_t t = 0, step = 0; t < n; step++) {
         const int32_t tile = bc_tile(in->n - t0 - t);
         for (int64_t i = step * 32 / steps; i < (step + 1) * 32 / steps; i++)
-            (ends ? next : l)->ternary->prefetch(ahead, ends ? next_row0 : row0, next_k0, next_k1, i);
+            ahead->ternary->prefetch(ahead->w, ahead_row0, ahead_k0, ahead_k1, i, far);
         if (ends)
             for (int64_t i = t; i < bc_min(t + tile, n); i++)
                 for (int64_t row = row0; row < row0 + row_tiles * BC_TILE_ROWS; row += BC_TILE_ROWS) {

@@ -40,10 +40,10 @@ static void tl1_panel_scalar(const bc_matrix *w, int64_t row0, int64_t k0, int64
 static int64_t tl_row_step(const bc_matrix *w) { return w->tile_rows; }
 
 /* 32 rows of a row block are contiguous within a tile of columns */
-static void tl1_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i)
+static void tl1_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i, int far)
 {
     if (i % 4 == 0) /* the divisions of tl1_at take longer than the fetches */
-        bc_prefetch(w->data + tl1_at(w, bc_min(row0, w->rows - 1), k0 + (k1 - k0) * i / 32 / 16 * 16), (k1 - k0) * w->micro_rows / 32);
+        bc_fetch(w->data + tl1_at(w, bc_min(row0, w->rows - 1), k0 + (k1 - k0) * i / 32 / 16 * 16), (k1 - k0) * w->micro_rows / 32, far);
 }
 
 /* what is read before fetching ahead takes effect: 256 columns, of at most 128 rows, or the fetches alone would take long */

@@ -78,17 +78,17 @@ static int64_t tl2_panel_end(const bc_matrix *w, int64_t k0)
     return k0 < three_k ? bc_min(k0 + tiles * w->tile_cols, three_k) : w->cols;
 }
 
-static void tl2_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i)
+static void tl2_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i, int far)
 {
     const int64_t row = bc_min(row0, w->rows - 1) / 32 * 32;
     if (k0 >= tl2_three_k(w)) {
         if (i % 4 == 0 && k0 + i * 8 < k1)
-            bc_prefetch(w->data + tl2_pairs_at(w, row, k0 - tl2_three_k(w) + i * 8), 256);
+            bc_fetch(w->data + tl2_pairs_at(w, row, k0 - tl2_three_k(w) + i * 8), 256, far);
         return;
     }
     for (int64_t k = k0 + i * w->tile_cols; k < k1; k += 32 * w->tile_cols) { /* tile by tile */
-        bc_prefetch(w->data + tl2_nibbles_at(w, row, k), w->tile_cols / 6 * 32);
-        bc_prefetch(w->data + tl2_signs_at(w, row, k), w->tile_cols / 24 * 32);
+        bc_fetch(w->data + tl2_nibbles_at(w, row, k), w->tile_cols / 6 * 32, far);
+        bc_fetch(w->data + tl2_signs_at(w, row, k), w->tile_cols / 24 * 32, far);
     }
 }
 

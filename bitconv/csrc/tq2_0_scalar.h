@@ -30,10 +30,10 @@ static void tq2_0_panel_scalar(const bc_matrix *w, int64_t row0, int64_t k0, int
     }
 }
 
-static void tq2_0_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i)
+static void tq2_0_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, int64_t i, int far)
 {
     const int64_t row = bc_min(row0 + i, w->rows - 1);
-    bc_prefetch(w->data + (row * w->cols + k0) / 256 * TQ2_0_BLOCK, (k1 - k0) / 256 * TQ2_0_BLOCK);
+    bc_fetch(w->data + (row * w->cols + k0) / 256 * TQ2_0_BLOCK, (k1 - k0) / 256 * TQ2_0_BLOCK, far);
 }
 
 static void tq2_0_begin(const bc_matrix *w, int64_t row0, int64_t row1)
