@@ -48,7 +48,7 @@ static void bc_prepare_token(bc_run *run, int32_t layer, int site, const float *
         bc_report_bad(run, layer * BC_SITES + site);
 }
 
-/* Make the input of a site, all tokens in every thread where they are few, else together and with a barrier. in->by_panels is given. */
+/* Make the input of a site, all tokens in every thread where they are few, else together and with a barrier; for in->by_panels. */
 static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src,
                        const float *norm, int any_dense, int any_q6_k, bc_input *in)
 {
@@ -56,7 +56,8 @@ static void bc_prepare(bc_run *run, bc_thread *thread, int32_t layer, int site, 
     const bc_scratch *s = &run->s;
     const int64_t cols = bc_site_width(m, site), stride = bc_round_up(cols, 128), n = run->batch->n;
     uint8_t *own = s->own + thread->index * s->own_bytes;
-    *in = (bc_input){n, cols, stride, in->by_panels, NULL, bc_round_up(cols, BC_LANES), s->tiles, s->tiles, s->scale, s->sum, NULL, s->digits, NULL};
+    *in = (bc_input){.n = n, .cols = cols, .codes_stride = stride, .by_panels = in->by_panels, .ldx = bc_round_up(cols, BC_LANES),
+                     .codes = s->tiles, .tiles = s->tiles, .scale = s->scale, .sum = s->sum, .digits = s->digits};
     in->gated = (float *)own, own += 2 * BC_GATED_FLOATS * 4;
     uint8_t *const own_digits = own;
     own += (BC_GEMM_TOKENS - 1) * bc_digits_bytes(bc_widest(m));
@@ -175,7 +176,8 @@ static void bc_logits(bc_run *run, bc_thread *thread)
 {
     const bc_model *m = run->model;
     const int64_t n = run->batch->n_logits;
-    bc_input in = {.n = n, .cols = m->hidden, .by_panels = n >= BC_GEMM_TOKENS, .x = run->s.normed, .ldx = bc_round_up(m->hidden, BC_LANES), .digits = run->s.digits};
+    bc_input in = {.n = n, .cols = m->hidden, .by_panels = n >= BC_GEMM_TOKENS, .x = run->s.normed,
+                   .ldx = bc_round_up(m->hidden, BC_LANES), .digits = run->s.digits};
     const bc_linear head = bc_linear_of(m, &m->head, run->batch->logits, m->head.rows, NULL);
     if (n < BC_GEMM_TOKENS) { /* as in bc_prepare */
         const bc_cut cut = bc_cut_linear(&head, thread->size, 1);

@@ -20,9 +20,9 @@
 
 static const bc_ternary ternary_avx512vbmi[] = {
     {BC_TL1, "tl1_gemv_avx512vbmi", "tl1_panel_avx512vbmi", tl1_gemv_avx512vbmi, tl1_panel_avx512vbmi, bc_plain_panel_end, tl1_begin, tl1_prefetch,
-     tl_row_step, tl1_prepare_avx512vbmi},
+     tl_row_step, tl1_prepare_avx512vbmi, NULL, NULL},
     {BC_TL2, "tl2_gemv_avx512vbmi", "tl2_panel_avx512vbmi", tl2_gemv_avx512vbmi, tl2_panel_avx512vbmi, tl2_panel_end, tl2_begin, tl2_prefetch,
-     tl_row_step, tl2_prepare_avx512vbmi},
+     tl_row_step, tl2_prepare_avx512vbmi, NULL, NULL},
 };
 
 static int usable_avx512vbmi(void) { return usable_avx512vnni() && __builtin_cpu_supports("avx512vbmi"); }

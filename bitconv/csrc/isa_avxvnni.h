@@ -28,7 +28,7 @@
 
 static const bc_ternary ternary_avxvnni[] = {
     {BC_I2_S, "i2_s_gemv_avxvnni", "i2_s_panel_avx2", i2_s_gemv_avxvnni, i2_s_panel_avx2, bc_plain_panel_end, i2_s_begin,
-     i2_s_prefetch, bc_any_row_step, NULL},
+     i2_s_prefetch, bc_any_row_step, NULL, NULL, NULL},
 };
 #endif
 
@@ -52,7 +52,7 @@ static const bc_ternary ternary_avxvnni[] = {
 
 static const bc_ternary ternary_avx512vnni256[] = {
     {BC_I2_S, "i2_s_gemv_avx512vnni256", "i2_s_panel_avx2", i2_s_gemv_avx512vnni256, i2_s_panel_avx2, bc_plain_panel_end,
-     i2_s_begin, i2_s_prefetch, bc_any_row_step, NULL},
+     i2_s_begin, i2_s_prefetch, bc_any_row_step, NULL, NULL, NULL},
 };
 
 static int bc_has_avxvnni(void)

@@ -188,7 +188,7 @@ static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)
 /* one row of a table of ternary types; needs ISA and BC_ISA_NAME */
 #define BC_TERNARY(type, prefix, panel_end, row_step, prepare)                                                        \
     {type, #prefix "_gemv_" BC_ISA_NAME, #prefix "_panel_" BC_ISA_NAME, ISA(prefix##_gemv), ISA(prefix##_panel),      \
-     panel_end, prefix##_begin, prefix##_prefetch, row_step, prepare}
+     panel_end, prefix##_begin, prefix##_prefetch, row_step, prepare, NULL, NULL}
 
 /* always inlined: gcc takes a function that does nothing but fetch for one without effect and drops the call */
 BC_INLINE void bc_prefetch(const uint8_t *from, int64_t bytes)

@@ -111,7 +111,7 @@ static void check_panel(const bc_isa *isa, const ternary_type *type)
                 k1 = kernels->panel_end(&w, k0);
                 w.data = take_weight(&w, 0);
                 for (int64_t i = 0; i < 32; i++) /* must not fault; it returns nothing */
-                    kernels->prefetch(&w, row0, k0, k1, i);
+                    kernels->prefetch(&w, row0, k0, k1, i, i % 2);
                 expect(k1 - k0 <= BC_PANEL_COLS && same_panel(kernels, scalar, &w, row0, k0, k1));
             }
     }
