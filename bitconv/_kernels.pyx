@@ -66,11 +66,11 @@ def kernel_names(str isa, int type_id) -> tuple:
 
 
 def kernel_name(str isa, int type_id, int64_t tokens) -> str:
-    """The C functions that multiply a ternary type with so many tokens."""
+    """The C functions that multiply a ternary type with so many tokens, where all products of an input are of it."""
     cdef const bc_ternary *kernels = find_ternary(isa, type_id)
-    if 1 < tokens <= BC_FEW_TOKENS and kernels.few != NULL:
-        return kernels.few_name.decode()
-    return kernels.gemv_name.decode() if tokens < BC_GEMM_TOKENS else f"{kernels.panel_name.decode()} + {find_isa(isa).tile_name.decode()}"
+    if bc_by_panels(kernels, tokens):
+        return f"{kernels.panel_name.decode()} + {find_isa(isa).tile_name.decode()}"
+    return (kernels.gemv_name if tokens == 1 or kernels.few == NULL else kernels.few_name).decode()
 
 
 cdef int64_t ternary_bytes(int64_t rows, int64_t cols, int type_id, tiles, int64_t highest) except -1:

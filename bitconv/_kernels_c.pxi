@@ -133,7 +133,8 @@ cdef extern from "csrc/limits.h" nogil:
     void bc_read_work(void *, bc_thread *)
     double bc_time_team(int32_t, void (*)(void *, bc_thread *), void *)
     double bc_int8_peak(const bc_isa *, int32_t)
-    enum: BC_MAX_LINEARS, BC_GEMM_TOKENS, BC_FEW_TOKENS, BC_TABLE_BYTES
+    enum: BC_MAX_LINEARS, BC_GEMM_TOKENS, BC_TABLE_BYTES
+    int bc_by_panels(const bc_ternary *, int64_t)
     ctypedef struct bc_input:
         int64_t n, cols, codes_stride
         int8_t *codes

@@ -108,7 +108,7 @@ static bc_linear bc_linear_of(const bc_model *m, const bc_matrix *w, float *out,
 static void bc_site(bc_run *run, bc_thread *thread, int32_t layer, int site, const float *src, int64_t ld_src, const float *norm,
                     bc_linear *linears, int n, bc_product *product)
 {
-    bc_input in = {.by_panels = bc_by_panels(linears, n, run->batch->n)};
+    bc_input in = {.by_panels = bc_any_by_panels(linears, n, run->batch->n)};
     if (!in.by_panels) { /* memory works while the input is made */
         const bc_cut cut = product ? bc_cut_gated(linears, linears + 1, thread->size) : bc_cut_linear(linears, thread->size, n == 1);
         bc_begin(linears, bc_task_rows(&cut, thread->index));
@@ -176,9 +176,9 @@ static void bc_logits(bc_run *run, bc_thread *thread)
 {
     const bc_model *m = run->model;
     const int64_t n = run->batch->n_logits;
-    bc_input in = {.n = n, .cols = m->hidden, .by_panels = n >= BC_GEMM_TOKENS, .x = run->s.normed,
-                   .ldx = bc_round_up(m->hidden, BC_LANES), .digits = run->s.digits};
     const bc_linear head = bc_linear_of(m, &m->head, run->batch->logits, m->head.rows, NULL);
+    bc_input in = {.n = n, .cols = m->hidden, .by_panels = bc_by_panels(head.ternary, n), .x = run->s.normed,
+                   .ldx = bc_round_up(m->hidden, BC_LANES), .digits = run->s.digits};
     if (n < BC_GEMM_TOKENS) { /* as in bc_prepare */
         const bc_cut cut = bc_cut_linear(&head, thread->size, 1);
         bc_begin(&head, bc_task_rows(&cut, thread->index));

@@ -154,8 +154,7 @@ static void bc_linear_work(void *job, bc_thread *thread)
 static double bc_time_linears(bc_linear_job *job, int32_t threads)
 {
     bc_input *in = job->in;
-    const bc_linear first = {.ternary = bc_find_ternary(job->isa, job->weights->type)};
-    in->by_panels = bc_by_panels(&first, 1, in->n);
+    in->by_panels = bc_by_panels(bc_find_ternary(job->isa, job->weights->type), in->n);
     for (int64_t t = 0; in->by_panels && t < in->n; t += bc_tile(in->n - t))
         bc_pack_tile(in, in->codes + t * in->codes_stride, t, bc_tile(in->n - t));
     return bc_time_team(threads, bc_linear_work, job);

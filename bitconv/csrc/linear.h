@@ -6,7 +6,7 @@
 #include "team.h"
 
 enum {
-    BC_GEMM_TOKENS = 8,   /* from this many tokens on, panels and tiles beat one GEMV per token on weights in the cache */
+    BC_GEMM_TOKENS = 8,   /* from this many tokens on, threads make inputs together, and panels and tiles beat one GEMV per token */
     BC_FEW_TOKENS = 16,   /* up to this many tokens, passes of `few` beat both */
     BC_MIN_ROWS = 16,     /* of a decode task */
     BC_SMALL = 1 << 15,   /* bytes of weights of the smallest task of decode */
@@ -80,13 +80,19 @@ static inline void bc_finish(const bc_isa *isa, const bc_linear *l, const bc_inp
     isa->finish(sums, n, n_tokens, minus, in->scale + t, l->w->scale, residual, bc_out(l, t, row), l->ldo);
 }
 
-/* whether products that share an input of n tokens go by panels */
-static inline int bc_by_panels(const bc_linear *linears, int n_linears, int64_t n)
+/* whether a product of n tokens goes by panels; ternary: NULL of a dense one */
+static inline int bc_by_panels(const bc_ternary *ternary, int64_t n)
 {
-    int few = n <= BC_FEW_TOKENS;
+    return n >= BC_GEMM_TOKENS && !(n <= BC_FEW_TOKENS && ternary && ternary->few);
+}
+
+/* products that share an input go alike */
+static inline int bc_any_by_panels(const bc_linear *linears, int n_linears, int64_t n)
+{
+    int any = 0;
     for (int i = 0; i < n_linears; i++)
-        few &= linears[i].ternary && linears[i].ternary->few;
-    return n >= BC_GEMM_TOKENS && !few;
+        any |= bc_by_panels(linears[i].ternary, n);
+    return any;
 }
 
 static inline uint8_t *bc_table(const bc_linear *l, const bc_input *in, int64_t t)
@@ -177,7 +183,7 @@ static void bc_dense_task(const bc_isa *isa, const bc_linear *l, const bc_input 
                 out[t * l->ldo + r] += l->residual[(t0 + t) * l->ldo + row0 + r];
 }
 
-/* tokens that share a pass over the weights of a decode task, at most */
+/* tokens that share a pass over the weights of a decode task on every instruction set that this kernel runs on */
 static inline int64_t bc_shared_pass(const bc_linear *l)
 {
     return l->ternary ? l->ternary->few ? BC_FEW : 1 : l->w->type == BC_Q6_K ? BC_DENSE_TOKENS : 1;

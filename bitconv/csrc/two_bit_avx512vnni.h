@@ -99,8 +99,9 @@ BC_INLINE void two_bit_few_avx512vnni(const uint8_t *const *row, int64_t cols, c
         _mm_storeu_si128((__m128i *)(sum + t * BC_STREAMS), fold_4_avx512vnni(acc[t]));
 }
 
-BC_INLINE void two_bit_few_rows_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int64_t ldq,
-                                           const int32_t *q_sum, const int n_t, int32_t *out, int64_t ldo, int is_i2_s)
+/* all rows of a task and n_t tokens: sums [n_t][ldo] */
+BC_INLINE void two_bit_rows_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int64_t ldq, const int32_t *q_sum,
+                                       const int n_t, int32_t *out, int64_t ldo, int is_i2_s)
 {
     const int64_t bytes = two_bit_at_avx2(w->cols, is_i2_s), part = (row1 - row0) / BC_STREAMS;
     const uint8_t *base = w->data + row0 * bytes;
@@ -109,7 +110,10 @@ BC_INLINE void two_bit_few_rows_avx512vnni(const bc_matrix *w, int64_t row0, int
         const uint8_t *row[BC_STREAMS];
         for (int i = 0; i < BC_STREAMS; i++)
             row[i] = base + (i * part + r) * bytes;
-        two_bit_few_avx512vnni(row, w->cols, q, ldq, n_t, sum, is_i2_s);
+        if (n_t == 1)
+            two_bit_dot_avx512vnni(row, BC_STREAMS, w->cols, q, sum, is_i2_s);
+        else
+            two_bit_few_avx512vnni(row, w->cols, q, ldq, n_t, sum, is_i2_s);
         for (int t = 0; t < n_t; t++)
             for (int i = 0; i < BC_STREAMS; i++)
                 out[t * ldo + i * part + r] = sum[t * BC_STREAMS + i] - q_sum[t];
@@ -126,32 +130,17 @@ BC_INLINE void two_bit_few_rows_avx512vnni(const bc_matrix *w, int64_t row0, int
     static void type##_gemv_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum,       \
                                        const uint8_t *table, int32_t *out)                                                   \
     {                                                                                                                        \
-        const int64_t bytes = two_bit_at_avx2(w->cols, is_i2_s), part = (row1 - row0) / BC_STREAMS;                          \
-        const uint8_t *base = w->data + row0 * bytes;                                                                        \
-        int32_t sum[BC_STREAMS];                                                                                             \
         (void)table;                                                                                                         \
-        for (int64_t r = 0; r < part; r++) {                                                                                 \
-            const uint8_t *row[BC_STREAMS];                                                                                  \
-            for (int i = 0; i < BC_STREAMS; i++)                                                                             \
-                row[i] = base + (i * part + r) * bytes;                                                                      \
-            two_bit_dot_avx512vnni(row, BC_STREAMS, w->cols, q, sum, is_i2_s);                                               \
-            for (int i = 0; i < BC_STREAMS; i++)                                                                             \
-                out[i * part + r] = sum[i] - q_sum;                                                                          \
-        }                                                                                                                    \
-        for (int64_t r = BC_STREAMS * part; r < row1 - row0; r++) {                                                          \
-            const uint8_t *row = base + r * bytes;                                                                           \
-            two_bit_dot_avx512vnni(&row, 1, w->cols, q, sum, is_i2_s);                                                       \
-            out[r] = sum[0] - q_sum;                                                                                         \
-        }                                                                                                                    \
+        two_bit_rows_avx512vnni(w, row0, row1, q, 0, &q_sum, 1, out, 0, is_i2_s);                                            \
     }                                                                                                                        \
     static void type##_few_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int64_t ldq,          \
                                       const int32_t *q_sum, int n, int32_t *out, int64_t ldo)                                \
     {                                                                                                                        \
         _Static_assert(BC_FEW == 4, "each number of tokens has a loop of its own");                                          \
         switch (n) {                                                                                                         \
-        case 2: two_bit_few_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 2, out, ldo, is_i2_s); break;                      \
-        case 3: two_bit_few_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 3, out, ldo, is_i2_s); break;                      \
-        default: two_bit_few_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 4, out, ldo, is_i2_s);                            \
+        case 2: two_bit_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 2, out, ldo, is_i2_s); break;                          \
+        case 3: two_bit_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 3, out, ldo, is_i2_s); break;                          \
+        default: two_bit_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 4, out, ldo, is_i2_s);                                \
         }                                                                                                                    \
     }
 
