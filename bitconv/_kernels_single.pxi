@@ -48,7 +48,7 @@ def weight_bytes(weight) -> int:
 def time_linears(weights, const int8_t[:, ::1] codes, str isa, int threads) -> float:
     """Seconds that the products of ternary weights of one shape with codes [tokens, cols] take, one after the other.
 
-    weights: as Engine takes them.
+    weights: as Engine takes them. Memory that the products write was written before: a pass has it mapped too.
     """
     cdef const bc_isa *kernels = find_isa(isa)
     cdef int64_t n = codes.shape[0], cols = codes.shape[1], i
@@ -59,9 +59,9 @@ def time_linears(weights, const int8_t[:, ::1] codes, str isa, int threads) -> f
     cdef double seconds
     cdef int8_t[:, ::1] own = np.array(codes)
     cdef int8_t[::1] packed = np.zeros((n + BC_MAX_TILE) * cols, dtype=np.int8)
-    cdef float[::1] scale = np.ones(n, dtype=np.float32), out = np.zeros(n * weights[0][1], dtype=np.float32)
+    cdef float[::1] scale = np.ones(n, dtype=np.float32), out = np.ones(n * weights[0][1], dtype=np.float32)
     cdef int32_t[::1] total = np.asarray(codes).sum(axis=1, dtype=np.int32)
-    cdef uint8_t[::1] tables = np.zeros(threads * BC_MAX_LINEARS * BC_GEMM_TOKENS * cols * BC_TABLE_BYTES, dtype=np.uint8)
+    cdef uint8_t[::1] tables = np.ones(threads * BC_MAX_LINEARS * BC_GEMM_TOKENS * cols * BC_TABLE_BYTES, dtype=np.uint8)
     cdef bc_matrix *matrices = <bc_matrix *>calloc(len(weights), sizeof(bc_matrix))
     if matrices == NULL:
         raise MemoryError
