@@ -79,7 +79,7 @@ def test_every_isa_computes_the_product_of_the_codes(name, data, seed):
         if tiles == NO_TILES:
             many = rng.integers(-127, 128, (int(rng.integers(2, 5)), cols), dtype=np.int8)
             found = _kernels.few(packed, rows, cols, TYPES[name], many, isa)
-            assert (found is not None) == (name == "tq2_0" and isa in ("avx512vbmi", "avx512vnni")), isa
+            assert (found is not None) == (name == "tq2_0" and isa != "scalar" and not isa.startswith("neon")), isa
             assert found is None or np.array_equal(found, many @ trits.T), isa
 
 

@@ -8,6 +8,13 @@ BC_INLINE int32_t sum_i32_avx2(__m256i x)
     return _mm_cvtsi128_si32(s);
 }
 
+/* the sums of the lanes of each of four registers */
+BC_INLINE __m128i sums_i32_avx2(const __m256i x[4])
+{
+    const __m256i four = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+}
+
 /* 8x8 dwords: dword j of x[i] becomes dword i of x[j] */
 BC_INLINE void transpose8_avx2(__m256i x[8])
 {

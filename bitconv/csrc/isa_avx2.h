@@ -24,11 +24,11 @@
 #include "tq1_0_avx2.h"
 
 static const bc_ternary ternary_avx2[] = {
-    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, bc_any_row_step, NULL),
+    BC_TWO_BIT(i2_s, BC_I2_S, avx2, avx2),
     BC_TERNARY(BC_TL1, tl1, bc_plain_panel_end, tl_row_step, tl1_prepare_avx2),
     BC_TERNARY(BC_TL2, tl2, tl2_panel_end, tl_row_step, tl2_prepare_avx2),
     BC_TERNARY(BC_TQ1_0, tq1_0, bc_plain_panel_end, bc_any_row_step, NULL),
-    BC_TERNARY(BC_TQ2_0, tq2_0, bc_plain_panel_end, bc_any_row_step, NULL),
+    BC_TWO_BIT(tq2_0, BC_TQ2_0, avx2, avx2),
 };
 
 #if defined(__clang__)

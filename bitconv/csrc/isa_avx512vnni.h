@@ -23,15 +23,12 @@
 #pragma GCC pop_options
 #endif
 
-#define BC_VNNI(type, prefix, panels, few)                                                                                         \
-    {type, #prefix "_gemv_avx512vnni", #prefix "_panel_" #panels, prefix##_gemv_avx512vnni, prefix##_panel_##panels,               \
-     bc_plain_panel_end, prefix##_begin, prefix##_prefetch, bc_any_row_step, NULL, few, #few}
 static const bc_ternary ternary_avx512vnni[] = {
-    BC_VNNI(BC_I2_S, i2_s, avx2, i2_s_few_avx512vnni),
-    BC_VNNI(BC_TQ1_0, tq1_0, avx512vnni, NULL),
-    BC_VNNI(BC_TQ2_0, tq2_0, avx2, tq2_0_few_avx512vnni),
+    BC_TWO_BIT(i2_s, BC_I2_S, avx512vnni, avx2),
+    {BC_TQ1_0, "tq1_0_gemv_avx512vnni", "tq1_0_panel_avx512vnni", tq1_0_gemv_avx512vnni, tq1_0_panel_avx512vnni, bc_plain_panel_end,
+     tq1_0_begin, tq1_0_prefetch, bc_any_row_step, NULL, NULL, NULL},
+    BC_TWO_BIT(tq2_0, BC_TQ2_0, avx512vnni, avx2),
 };
-#undef BC_VNNI
 
 static int usable_avx512vnni(void)
 {

@@ -17,7 +17,7 @@
 #define ISA(name) name##_avxvnni
 #define DPBUSD _mm256_dpbusd_avx_epi32
 #include "gemm_vnni256.h"
-#include "i2_s_vnni256.h"
+#include "two_bit_vnni256.h"
 #undef ISA
 #undef DPBUSD
 #if defined(__clang__)
@@ -27,8 +27,8 @@
 #endif
 
 static const bc_ternary ternary_avxvnni[] = {
-    {BC_I2_S, "i2_s_gemv_avxvnni", "i2_s_panel_avx2", i2_s_gemv_avxvnni, i2_s_panel_avx2, bc_plain_panel_end, i2_s_begin,
-     i2_s_prefetch, bc_any_row_step, NULL, NULL, NULL},
+    BC_TWO_BIT(i2_s, BC_I2_S, avxvnni, avx2),
+    BC_TWO_BIT(tq2_0, BC_TQ2_0, avxvnni, avx2),
 };
 #endif
 
@@ -41,7 +41,7 @@ static const bc_ternary ternary_avxvnni[] = {
 #define ISA(name) name##_avx512vnni256
 #define DPBUSD _mm256_dpbusd_epi32
 #include "gemm_vnni256.h"
-#include "i2_s_vnni256.h"
+#include "two_bit_vnni256.h"
 #undef ISA
 #undef DPBUSD
 #if defined(__clang__)
@@ -51,8 +51,8 @@ static const bc_ternary ternary_avxvnni[] = {
 #endif
 
 static const bc_ternary ternary_avx512vnni256[] = {
-    {BC_I2_S, "i2_s_gemv_avx512vnni256", "i2_s_panel_avx2", i2_s_gemv_avx512vnni256, i2_s_panel_avx2, bc_plain_panel_end,
-     i2_s_begin, i2_s_prefetch, bc_any_row_step, NULL, NULL, NULL},
+    BC_TWO_BIT(i2_s, BC_I2_S, avx512vnni256, avx2),
+    BC_TWO_BIT(tq2_0, BC_TQ2_0, avx512vnni256, avx2),
 };
 
 static int bc_has_avxvnni(void)

@@ -44,7 +44,7 @@ static int bc_has_dotprod(void)
 #include "i2_s_neon.h"
 
 static const bc_ternary ternary_neondot[] = {
-    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, bc_any_row_step, NULL),
+    BC_TWO_BIT(i2_s, BC_I2_S, neondot, neondot),
 };
 #undef ISA
 #undef BC_ISA_NAME
@@ -68,7 +68,7 @@ static const bc_ternary ternary_neondot[] = {
 #include "tl1_neon.h"
 
 static const bc_ternary ternary_neon[] = {
-    BC_TERNARY(BC_I2_S, i2_s, bc_plain_panel_end, bc_any_row_step, NULL),
+    BC_TWO_BIT(i2_s, BC_I2_S, neon, neon),
     BC_TERNARY(BC_TL1, tl1, bc_plain_panel_end, tl_row_step, tl1_prepare_neon),
 };
 

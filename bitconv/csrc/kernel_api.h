@@ -190,6 +190,11 @@ static inline int64_t bc_panel_at(int64_t i, int64_t k, int64_t n)
     {type, #prefix "_gemv_" BC_ISA_NAME, #prefix "_panel_" BC_ISA_NAME, ISA(prefix##_gemv), ISA(prefix##_panel),      \
      panel_end, prefix##_begin, prefix##_prefetch, row_step, prepare, NULL, NULL}
 
+/* the same of I2_S or TQ2_0, whose tokens share passes; panels: of which instruction set */
+#define BC_TWO_BIT(prefix, type, isa, panels)                                                                                   \
+    {type, #prefix "_gemv_" #isa, #prefix "_panel_" #panels, prefix##_gemv_##isa, prefix##_panel_##panels, bc_plain_panel_end,  \
+     prefix##_begin, prefix##_prefetch, bc_any_row_step, NULL, prefix##_few_##isa, #prefix "_few_" #isa}
+
 /* always inlined: gcc takes a function that does nothing but fetch for one without effect and drops the call */
 BC_INLINE void bc_prefetch(const uint8_t *from, int64_t bytes)
 {

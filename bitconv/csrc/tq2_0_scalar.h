@@ -3,6 +3,9 @@
  */
 enum { TQ2_0_BLOCK = 66 };
 
+/* bytes of k columns of TQ2_0, or of I2_S: where the columns from k on begin, a multiple of 128 */
+static inline int64_t bc_two_bit_at(int64_t k, int is_i2_s) { return is_i2_s ? k / 4 : k / 256 * TQ2_0_BLOCK + k % 256 / 4; }
+
 static inline int32_t tq2_0_code(const uint8_t *row, int64_t k)
 {
     return row[k / 256 * TQ2_0_BLOCK + k % 256 / 128 * 32 + k % 32] >> (k % 128 / 32 * 2) & 3;

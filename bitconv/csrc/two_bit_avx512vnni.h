@@ -1,4 +1,4 @@
-/* I2_S and TQ2_0 on AVX-512 VNNI: the decode of two_bit_avx2.h with exact int32 lanes. Each bit pair is multiplied where it
+/* I2_S and TQ2_0 on AVX-512 VNNI: the decode of two_bit_256.h with exact int32 lanes. Each bit pair is multiplied where it
  * lies, without a shift: a lane grows by 4 * 128 * 127 at most in 256 columns, and 8 million columns fit.
  *
  * 32 bytes hold 128 columns in four groups; 64 bytes are two such parts, whose activations lie 128 columns apart.
@@ -33,8 +33,8 @@ BC_INLINE void two_bit_dot_avx512vnni(const uint8_t *const *row, int n_rows, int
         for (int g = 0; g < 4; g++)
             x[g] = two_bit_q_avx512vnni(q + k + 32 * (is_i2_s ? 3 - g : g));
         for (int i = 0; i < n_rows; i++) {
-            bc_prefetch_far(row[i] + two_bit_at_avx2(k, is_i2_s) + BC_FAR, 1);
-            const __m512i v = _mm512_loadu_si512(row[i] + two_bit_at_avx2(k, is_i2_s));
+            bc_prefetch_far(row[i] + bc_two_bit_at(k, is_i2_s) + BC_FAR, 1);
+            const __m512i v = _mm512_loadu_si512(row[i] + bc_two_bit_at(k, is_i2_s));
             for (int g = 0; g < 4; g++) {
                 acc[i][g] = _mm512_dpbusd_epi32(acc[i][g], _mm512_and_si512(v, _mm512_set1_epi8((char)(3 << 2 * g))), x[g]);
                 __asm__("" : "+v"(acc[i][g])); /* or gcc copies and spills the sums */
@@ -73,7 +73,7 @@ BC_INLINE void two_bit_few_avx512vnni(const uint8_t *const *row, int64_t cols, c
         const int part = cols - k < 256; /* of I2_S only: zeros in the upper half add nothing */
         __m512i v[BC_STREAMS];
         for (int i = 0; i < BC_STREAMS; i++) {
-            const uint8_t *p = row[i] + two_bit_at_avx2(k, is_i2_s);
+            const uint8_t *p = row[i] + bc_two_bit_at(k, is_i2_s);
             bc_prefetch_far(p + BC_FAR, 1);
             v[i] = part ? _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)p)) : _mm512_loadu_si512(p);
         }
@@ -99,50 +99,6 @@ BC_INLINE void two_bit_few_avx512vnni(const uint8_t *const *row, int64_t cols, c
         _mm_storeu_si128((__m128i *)(sum + t * BC_STREAMS), fold_4_avx512vnni(acc[t]));
 }
 
-/* all rows of a task and n_t tokens: sums [n_t][ldo] */
-BC_INLINE void two_bit_rows_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int64_t ldq, const int32_t *q_sum,
-                                       const int n_t, int32_t *out, int64_t ldo, int is_i2_s)
-{
-    const int64_t bytes = two_bit_at_avx2(w->cols, is_i2_s), part = (row1 - row0) / BC_STREAMS;
-    const uint8_t *base = w->data + row0 * bytes;
-    int32_t sum[BC_FEW * BC_STREAMS];
-    for (int64_t r = 0; r < part; r++) {
-        const uint8_t *row[BC_STREAMS];
-        for (int i = 0; i < BC_STREAMS; i++)
-            row[i] = base + (i * part + r) * bytes;
-        if (n_t == 1)
-            two_bit_dot_avx512vnni(row, BC_STREAMS, w->cols, q, sum, is_i2_s);
-        else
-            two_bit_few_avx512vnni(row, w->cols, q, ldq, n_t, sum, is_i2_s);
-        for (int t = 0; t < n_t; t++)
-            for (int i = 0; i < BC_STREAMS; i++)
-                out[t * ldo + i * part + r] = sum[t * BC_STREAMS + i] - q_sum[t];
-    }
-    for (int64_t r = BC_STREAMS * part; r < row1 - row0; r++)
-        for (int t = 0; t < n_t; t++) {
-            const uint8_t *row = base + r * bytes;
-            two_bit_dot_avx512vnni(&row, 1, w->cols, q + t * ldq, sum, is_i2_s);
-            out[t * ldo + r] = sum[0] - q_sum[t];
-        }
-}
-
-#define TWO_BIT_GEMV(type, is_i2_s)                                                                                          \
-    static void type##_gemv_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum,       \
-                                       const uint8_t *table, int32_t *out)                                                   \
-    {                                                                                                                        \
-        (void)table;                                                                                                         \
-        two_bit_rows_avx512vnni(w, row0, row1, q, 0, &q_sum, 1, out, 0, is_i2_s);                                            \
-    }                                                                                                                        \
-    static void type##_few_avx512vnni(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int64_t ldq,          \
-                                      const int32_t *q_sum, int n, int32_t *out, int64_t ldo)                                \
-    {                                                                                                                        \
-        _Static_assert(BC_FEW == 4, "each number of tokens has a loop of its own");                                          \
-        switch (n) {                                                                                                         \
-        case 2: two_bit_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 2, out, ldo, is_i2_s); break;                          \
-        case 3: two_bit_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 3, out, ldo, is_i2_s); break;                          \
-        default: two_bit_rows_avx512vnni(w, row0, row1, q, ldq, q_sum, 4, out, ldo, is_i2_s);                                \
-        }                                                                                                                    \
-    }
-
-TWO_BIT_GEMV(i2_s, 1)
-TWO_BIT_GEMV(tq2_0, 0)
+#include "two_bit_rows.h"
+BC_TWO_BIT_ROWS(i2_s, 1)
+BC_TWO_BIT_ROWS(tq2_0, 0)

@@ -1,0 +1,8 @@
+/* I2_S and TQ2_0 with 256-bit VNNI: the products of two_bit_256.h in exact int32 lanes, so there is no limit to watch. Of one token
+ * 8 accumulators, 4 registers of activations, 2 masks, the packed bytes and their shift are exactly the 16 registers.
+ */
+
+#define TWO_BIT_COLS (INT64_MAX / 4)
+BC_INLINE __m256i ISA(add_products)(__m256i sum, __m256i codes, __m256i x) { return DPBUSD(sum, codes, x); }
+BC_INLINE __m256i ISA(widened)(__m256i sum) { return sum; }
+#include "two_bit_256.h"
