@@ -4,7 +4,7 @@
  *   ISA(two_bit_few)(row, cols, q, ldq, n_t, sum, is_i2_s)     sums [n_t][4] of four rows and 2 to BC_FEW tokens
  *
  * Decode is bound by memory: every byte is read once, from four places that lie pages apart, because one or two streams (or
- * adjacent rows) do not fill the memory pipeline.
+ * adjacent rows) do not fill the memory pipeline. No include guard: each instruction set includes this file.
  */
 
 /* all rows of a task and n_t tokens: out [n_t][ldo] */
@@ -35,7 +35,6 @@ BC_INLINE void ISA(two_bit_rows)(const bc_matrix *w, int64_t row0, int64_t row1,
 }
 
 /* gemv and few of one type */
-#undef BC_TWO_BIT_ROWS
 #define BC_TWO_BIT_ROWS(type, is_i2_s)                                                                                       \
     static void ISA(type##_gemv)(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum,             \
                                  const uint8_t *table, int32_t *out)                                                         \
