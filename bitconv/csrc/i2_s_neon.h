@@ -61,6 +61,7 @@ BC_INLINE void ISA(i2_s_sums)(const uint8_t *const *row, const int n_rows, int64
         for (int i = 0; i < n_rows; i++)
             sum[t * n_rows + i] = vaddvq_s32(acc[t][i]);
 }
+
 BC_INLINE void ISA(two_bit_dot)(const uint8_t *const *row, const int n_rows, int64_t cols, const int8_t *q, int32_t *sum, int is_i2_s)
 {
     (void)is_i2_s;

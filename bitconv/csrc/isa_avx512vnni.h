@@ -10,6 +10,7 @@
 #endif
 
 #define ISA(name) name##_avx512vnni
+#define BC_ISA_NAME "avx512vnni"
 #include "simd_avx512.h"
 #include "q6_k_avx512vnni.h"
 #include "float_kernels.h"
@@ -25,8 +26,7 @@
 
 static const bc_ternary ternary_avx512vnni[] = {
     BC_TWO_BIT(i2_s, BC_I2_S, avx512vnni, avx2),
-    {BC_TQ1_0, "tq1_0_gemv_avx512vnni", "tq1_0_panel_avx512vnni", tq1_0_gemv_avx512vnni, tq1_0_panel_avx512vnni, bc_plain_panel_end,
-     tq1_0_begin, tq1_0_prefetch, bc_any_row_step, NULL, NULL, NULL},
+    BC_TERNARY(BC_TQ1_0, tq1_0, bc_plain_panel_end, bc_any_row_step, NULL),
     BC_TWO_BIT(tq2_0, BC_TQ2_0, avx512vnni, avx2),
 };
 
@@ -42,6 +42,7 @@ static const bc_isa isa_avx512vnni = {
 };
 
 #undef ISA
+#undef BC_ISA_NAME
 #undef VF
 #undef VL
 #undef NV

@@ -38,7 +38,6 @@ static int bc_has_dotprod(void)
 #endif
 
 #define ISA(name) name##_neondot
-#define BC_ISA_NAME "neondot"
 #define BC_NEON_DOT 1
 #include "gemm_neon.h"
 #include "i2_s_neon.h"
@@ -47,7 +46,6 @@ static const bc_ternary ternary_neondot[] = {
     BC_TWO_BIT(i2_s, BC_I2_S, neondot, neondot),
 };
 #undef ISA
-#undef BC_ISA_NAME
 #undef BC_NEON_DOT
 
 #if defined(BC_DOT_EVERYWHERE)

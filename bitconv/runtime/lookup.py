@@ -24,7 +24,8 @@ NGRAM = 3
 # certain, so these are passes of 3 and 12. Measured in decode steps with the logits of all tokens (0.7B layout, one and
 # two threads, I2_S and TL2 on AVX2 and AVX-512): up to 7 tokens the engine multiplies token by token while the weights
 # are in the cache; 3 cost 1.8 to 2.6, 4 cost 2.2 to 3.1, 6 cost 3.2 to 4.8. From 8 on it unpacks panels: 12 cost 5.1 to
-# 7.6. Where tokens share passes (I2_S and TQ2_0 on AVX-512) 3 cost 1.5 to 1.6, 4 cost 1.9 to 2.2, 12 cost 4.8 to 5.4.
+# 7.6. Where tokens share passes (I2_S and TQ2_0) 3 cost 1.5 to 1.6, 4 cost 1.9 to 2.2, 12 cost 4.8 to 5.4 on AVX-512,
+# and on AVX2, with the logits of the last alone, 1.4 to 1.6, 1.6 to 1.9 and 4.4 to 4.6.
 # A draft must be right for the better part to gain; the long one pays where nearly all of it is, which a long
 # agreement foretells.
 DRAFTS = ((4, 2), (24, 11))
