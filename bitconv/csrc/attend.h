@@ -197,4 +197,38 @@ static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
     bc_barrier(thread);
 }
 
+/* Decode where key/value heads are tasks enough: a head's rotation, its way into the cache and its attention, while memory
+ * fetches the next head, or of many keys the next block. */
+static inline int bc_by_heads(const bc_run *run) { return run->batch->n < BC_GEMM_TOKENS && !run->split; }
+
+enum { BC_HEAD_AHEAD = 1 << 17 }; /* bytes of a head's keys that are fetched while the head before it is read */
+
+static inline int64_t bc_ahead(const bc_run *run, int32_t n_keys, int64_t block_bytes, int64_t heads)
+{
+    return n_keys * block_bytes > BC_HEAD_AHEAD * (int64_t)BC_KEYS ? block_bytes : heads * (run->cache->n_ctx / BC_KEYS) * block_bytes;
+}
+
+static void bc_attend_heads(bc_run *run, bc_thread *thread, int32_t layer)
+{
+    const bc_model *m = run->model;
+    const bc_queries g = bc_group_queries(m, run->batch->n, 1);
+    for (int64_t head; (head = bc_own_task(thread, m->n_kv_heads)) >= 0;) {
+        const int64_t next = bc_min(head + 1, m->n_kv_heads - 1);
+        for (int64_t t = 0; t < run->batch->n; t++) {
+            bc_begin_token(run, t, next);
+            bc_rotate_token(run, t, head);
+            bc_store_token(run, layer, t, (int32_t)head);
+        }
+        for (int64_t group = 0, query = 0; group < g.groups; group++)
+            for (const int64_t last = g.queries * (group + 1) / g.groups; query < last;) {
+                bc_attention a = bc_next_queries(run, layer, (int32_t)head, &query, last);
+                const int32_t n_keys = a.n_keys[a.n_q - 1];
+                a.k_ahead = bc_ahead(run, n_keys, bc_key_block_bytes(a.cache_type, a.head_dim), next - head);
+                a.v_ahead = bc_ahead(run, n_keys, bc_value_block_bytes(a.cache_type, a.head_dim), next - head);
+                m->isa->attend(&a);
+            }
+    }
+    bc_barrier(thread);
+}
+
 #endif

@@ -28,6 +28,14 @@ BC_INLINE VF ISA(load_cached)(const uint8_t *block, int32_t i, int32_t type, VF 
     return ISA(load_as)(block, i, type);
 }
 
+/* Fetch what lies `ahead` bytes behind a row. A row at a time: into L2 only so many misses can be under way, and a core drops
+ * fetches that come faster; into L1 there are fewer. Many queries leave it out: arithmetic is their limit. */
+BC_INLINE void ISA(fetch_ahead)(const uint8_t *row, int32_t bytes, int64_t ahead, int few_queries)
+{
+    for (int32_t at = 0; few_queries && at < bytes; at += 64)
+        __builtin_prefetch(row + ahead + at, 0, 2);
+}
+
 /* p[q][0..31] = scale / ln(2) * sum over d of query * key, in ascending order of d, for n_q queries and one block of keys */
 BC_INLINE void ISA(score)(const bc_attention *a, const float *const *queries, int n_q, int32_t type, const uint8_t *keys,
                           float *wide, float *p)
@@ -57,12 +65,14 @@ BC_INLINE void ISA(score)(const bc_attention *a, const float *const *queries, in
             rows = (const uint8_t *)wide;
             wide += n * BC_KEYS;
         }
-        for (int32_t i = 0; i < n; i++)
+        for (int32_t i = 0; i < n; i++) {
+            ISA(fetch_ahead)(rows + i * BC_KEYS * size, BC_KEYS * size, a->k_ahead, n_q < BC_QUERY_TILE && !wide);
             for (int v = 0; v < NV; v++) {
                 const VF k = ISA(load_cached)(rows, i * BC_KEYS + v * VL, wide ? BC_F32 : type, scale[v]);
                 for (int q = 0; q < n_q; q++)
                     s[q][v] = ISA(vf_fma)(ISA(vf_set1)(query[q][first + i]), k, s[q][v]);
             }
+        }
         keys += n * BC_KEYS * size;
     }
     for (int q = 0; q < n_q; q++)
@@ -117,7 +127,7 @@ BC_INLINE void ISA(weigh)(float *p, int32_t n, float *total, float *best)
 
 /* acc[q][0 ..] += sum over keys first.. of weight * value, in ascending order, for a group of n_v vectors of dimensions */
 BC_INLINE void ISA(add_group)(const float *p, int n_q, int n_v, int32_t type, const uint8_t *values, float *wide, int32_t first,
-                              int32_t last, float *acc, int64_t ld)
+                              int32_t last, float *acc, int64_t ld, int64_t ahead)
 {
     float scale[BC_KEYS];
     VF sum[BC_QUERY_TILE][NV];
@@ -137,13 +147,16 @@ BC_INLINE void ISA(add_group)(const float *p, int n_q, int n_v, int32_t type, co
                     ISA(vf_store)(wide + (key * n_v + v) * VL, ISA(load_cached)(values, (key * n_v + v) * VL, type,
                                                                                 ISA(vf_set1)(type == BC_Q8_0 ? scale[key] : 1.0f)));
         const uint8_t *rows = wide ? (const uint8_t *)wide : values;
-        for (int32_t key = row; key < end; key++)
+        for (int32_t key = row; key < end; key++) {
+            const int32_t bytes = n_v * VL * bc_cached_size(type);
+            ISA(fetch_ahead)(rows + key * bytes, bytes, ahead, n_q < BC_QUERY_TILE && !wide);
             for (int v = 0; v < n_v; v++) {
                 const VF value = ISA(load_cached)(rows, (key * n_v + v) * VL, wide ? BC_F32 : type,
                                                   ISA(vf_set1)(type == BC_Q8_0 ? scale[key] : 1.0f));
                 for (int q = 0; q < n_q; q++)
                     sum[q][v] = ISA(vf_fma)(ISA(vf_set1)(p[q * BC_SEGMENT + key]), value, sum[q][v]);
             }
+        }
     }
     for (int q = 0; q < n_q; q++)
         for (int v = 0; v < n_v; v++)
@@ -156,9 +169,9 @@ BC_INLINE void ISA(add_values)(const bc_attention *a, const float *p, int n_q, i
     const int64_t ld = bc_part_floats(a->v_stride), group = BC_KEYS * (BC_GROUP * bc_cached_size(type) + bc_scale_size(type));
     int32_t d = 0;
     for (; d + BC_GROUP <= a->v_stride; d += BC_GROUP, block += group)
-        ISA(add_group)(p, n_q, NV, type, block, wide ? wide + d * BC_KEYS : NULL, first, last, acc + d, ld);
+        ISA(add_group)(p, n_q, NV, type, block, wide ? wide + d * BC_KEYS : NULL, first, last, acc + d, ld, a->v_ahead);
     if (d < a->v_stride)
-        ISA(add_group)(p, n_q, NV / 2, type, block, wide ? wide + d * BC_KEYS : NULL, first, last, acc + d, ld);
+        ISA(add_group)(p, n_q, NV / 2, type, block, wide ? wide + d * BC_KEYS : NULL, first, last, acc + d, ld, a->v_ahead);
 }
 
 /* how many of a block's keys query q sees */

@@ -138,8 +138,12 @@ static void bc_layer_forward(bc_run *run, bc_thread *thread, int32_t layer)
         bc_linear_of(m, &l->v, s->qkv + q_width + (int64_t)m->n_kv_heads * m->head_dim, ld_qkv, NULL),
     };
     bc_site(run, thread, layer, BC_SITE_ATTENTION, s->x, ldx, l->attn_norm, qkv, 3, NULL);
-    bc_rotate(run, thread, layer);
-    bc_attend(run, thread, layer);
+    if (bc_by_heads(run)) {
+        bc_attend_heads(run, thread, layer);
+    } else {
+        bc_rotate(run, thread, layer);
+        bc_attend(run, thread, layer);
+    }
     bc_linear output = bc_linear_of(m, &l->output, s->x_next, ldx, s->x);
     bc_site(run, thread, layer, BC_SITE_ATTENTION_OUTPUT, s->attended, ld_attended, l->attn_sub_norm, &output, 1, NULL);
 

@@ -91,6 +91,7 @@ typedef struct {
     const void *v;              /* the values of as many keys, as bc_value_block_bytes says */
     int32_t cache_type;         /* BC_F16, BC_F32 or BC_Q8_0 */
     float scale;
+    int64_t k_ahead, v_ahead;   /* bytes from what is read to what will be read later, which few queries fetch meanwhile; or 0 */
 } bc_attention;
 
 /* one instruction set: the float kernels, the int8 tile kernel and its ternary types */
