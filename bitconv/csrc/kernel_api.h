@@ -34,7 +34,6 @@ enum {
     BC_MAX_HEAD_DIM = 1024,
     BC_STREAMS = 4,      /* places that lie far apart and are read together: one or two do not fill the memory pipeline */
     BC_FAR = 1024,       /* bytes that each of those streams is fetched ahead of its use */
-    BC_AHEAD = 512,      /* bytes of each stream that are fetched before its kernel begins */
     BC_FEW = 4,          /* tokens that share one pass over ternary rows, at most */
     BC_DENSE_TOKENS = 4, /* the same over Q6_K rows */
     BC_DIGITS = 640,     /* bytes of 256 activations as digits, and where in them the sums and the step are (float_q6_k.h) */
@@ -228,11 +227,13 @@ BC_INLINE void bc_fetch(const uint8_t *from, int64_t bytes, int far)
             rows16(panel + i * k * BC_TILE_ROWS, tokens, tile, k, acc + i * BC_TILE_ROWS);                                   \
     }
 
-/* the beginnings of the streams of rows row0..row1, which lie one after another */
+/* the beginnings of the streams of rows row0..row1, which lie one after another: what their kernel does not fetch ahead. Into L2,
+ * because a core waits where it fetches more lines into L1 than can be under way. */
 BC_INLINE void bc_begin_rows(const uint8_t *data, int64_t row_bytes, int64_t row0, int64_t row1)
 {
+    const int64_t stream = (row1 - row0) / BC_STREAMS * row_bytes;
     for (int64_t i = 0; i < BC_STREAMS; i++)
-        bc_prefetch(data + (row0 + (row1 - row0) / BC_STREAMS * i) * row_bytes, bc_min(BC_AHEAD, row_bytes));
+        bc_prefetch_far(data + row0 * row_bytes + i * stream, bc_min(BC_FAR, stream));
 }
 
 #endif

@@ -95,6 +95,6 @@ static void tl2_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k
 static void tl2_begin(const bc_matrix *w, int64_t row0, int64_t row1)
 {
     (void)row1;
-    bc_prefetch(w->data + tl2_nibbles_at(w, row0, 0), 2 * BC_AHEAD);
-    bc_prefetch(w->data + tl2_signs_at(w, row0, 0), BC_AHEAD / 2);
+    bc_prefetch(w->data + tl2_nibbles_at(w, row0, 0), BC_FAR);
+    bc_prefetch(w->data + tl2_signs_at(w, row0, 0), BC_FAR / 4);
 }
