@@ -197,15 +197,15 @@ static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
     bc_barrier(thread);
 }
 
-/* Decode where key/value heads are tasks enough: a head's rotation, its way into the cache and its attention, while memory
- * fetches the next head, or of many keys the next block. */
+/* Decode where key/value heads are tasks enough: a head's rotation, its way into the cache and its attention are one. */
 static inline int bc_by_heads(const bc_run *run) { return run->batch->n < BC_GEMM_TOKENS && !run->split; }
 
-enum { BC_HEAD_AHEAD = 1 << 17 }; /* bytes of a head's keys that are fetched while the head before it is read */
+enum { BC_HEAD_AHEAD = 1 << 17 }; /* bytes of keys, up to which the next head is fetched meanwhile: more would leave L2 before its turn */
 
-static inline int64_t bc_ahead(const bc_run *run, int32_t n_keys, int64_t block_bytes, int64_t heads)
+/* from a row of one head to the same row of the one that comes `heads` later, or 0 */
+static inline int64_t bc_head_ahead(const bc_run *run, int32_t n_keys, int64_t block_bytes, int64_t heads)
 {
-    return n_keys * block_bytes > BC_HEAD_AHEAD * (int64_t)BC_KEYS ? block_bytes : heads * (run->cache->n_ctx / BC_KEYS) * block_bytes;
+    return n_keys * block_bytes <= BC_HEAD_AHEAD * (int64_t)BC_KEYS ? heads * (run->cache->n_ctx / BC_KEYS) * block_bytes : 0;
 }
 
 static void bc_attend_heads(bc_run *run, bc_thread *thread, int32_t layer)
@@ -223,8 +223,8 @@ static void bc_attend_heads(bc_run *run, bc_thread *thread, int32_t layer)
             for (const int64_t last = g.queries * (group + 1) / g.groups; query < last;) {
                 bc_attention a = bc_next_queries(run, layer, (int32_t)head, &query, last);
                 const int32_t n_keys = a.n_keys[a.n_q - 1];
-                a.k_ahead = bc_ahead(run, n_keys, bc_key_block_bytes(a.cache_type, a.head_dim), next - head);
-                a.v_ahead = bc_ahead(run, n_keys, bc_value_block_bytes(a.cache_type, a.head_dim), next - head);
+                a.k_ahead = bc_head_ahead(run, n_keys, bc_key_block_bytes(a.cache_type, a.head_dim), next - head);
+                a.v_ahead = bc_head_ahead(run, n_keys, bc_value_block_bytes(a.cache_type, a.head_dim), next - head);
                 m->isa->attend(&a);
             }
     }

@@ -28,12 +28,12 @@ BC_INLINE VF ISA(load_cached)(const uint8_t *block, int32_t i, int32_t type, VF 
     return ISA(load_as)(block, i, type);
 }
 
-/* Fetch what lies `ahead` bytes behind a row. A row at a time: into L2 only so many misses can be under way, and a core drops
+/* Fetch what lies `ahead` bytes behind row i. A row at a time: into L2 only so many misses can be under way, and a core drops
  * fetches that come faster; into L1 there are fewer. Many queries leave it out: arithmetic is their limit. */
-BC_INLINE void ISA(fetch_ahead)(const uint8_t *row, int32_t bytes, int64_t ahead, int few_queries)
+BC_INLINE void ISA(fetch_ahead)(const uint8_t *rows, int32_t i, int32_t bytes, int64_t ahead, int few_queries)
 {
-    for (int32_t at = 0; few_queries && at < bytes; at += 64)
-        __builtin_prefetch(row + ahead + at, 0, 2);
+    for (int32_t at = 0; few_queries && at < bytes && i * bytes % 64 == 0; at += 64)
+        __builtin_prefetch(rows + i * bytes + at + ahead, 0, 2);
 }
 
 /* p[q][0..31] = scale / ln(2) * sum over d of query * key, in ascending order of d, for n_q queries and one block of keys */
@@ -55,6 +55,7 @@ BC_INLINE void ISA(score)(const bc_attention *a, const float *const *queries, in
         if (type == BC_Q8_0 && first % BC_GROUP == 0) {
             for (int v = 0; v < NV; v++)
                 scale[v] = ISA(vf_load_f16)((const uint16_t *)keys + v * VL);
+            ISA(fetch_ahead)(keys, 0, BC_KEYS * 2, a->k_ahead, n_q < BC_QUERY_TILE && !wide);
             keys += BC_KEYS * 2;
         }
         const uint8_t *rows = keys;
@@ -66,7 +67,7 @@ BC_INLINE void ISA(score)(const bc_attention *a, const float *const *queries, in
             wide += n * BC_KEYS;
         }
         for (int32_t i = 0; i < n; i++) {
-            ISA(fetch_ahead)(rows + i * BC_KEYS * size, BC_KEYS * size, a->k_ahead, n_q < BC_QUERY_TILE && !wide);
+            ISA(fetch_ahead)(rows, i, BC_KEYS * size, a->k_ahead, n_q < BC_QUERY_TILE && !wide);
             for (int v = 0; v < NV; v++) {
                 const VF k = ISA(load_cached)(rows, i * BC_KEYS + v * VL, wide ? BC_F32 : type, scale[v]);
                 for (int q = 0; q < n_q; q++)
@@ -134,6 +135,7 @@ BC_INLINE void ISA(add_group)(const float *p, int n_q, int n_v, int32_t type, co
     if (type == BC_Q8_0) {
         for (int v = 0; v < NV; v++)
             ISA(vf_store)(scale + v * VL, ISA(vf_load_f16)((const uint16_t *)values + v * VL));
+        ISA(fetch_ahead)(values, 0, BC_KEYS * 2, ahead, n_q < BC_QUERY_TILE && !wide);
         values += BC_KEYS * 2;
     }
     for (int q = 0; q < n_q; q++)
@@ -148,8 +150,7 @@ BC_INLINE void ISA(add_group)(const float *p, int n_q, int n_v, int32_t type, co
                                                                                 ISA(vf_set1)(type == BC_Q8_0 ? scale[key] : 1.0f)));
         const uint8_t *rows = wide ? (const uint8_t *)wide : values;
         for (int32_t key = row; key < end; key++) {
-            const int32_t bytes = n_v * VL * bc_cached_size(type);
-            ISA(fetch_ahead)(rows + key * bytes, bytes, ahead, n_q < BC_QUERY_TILE && !wide);
+            ISA(fetch_ahead)(rows, key, n_v * VL * bc_cached_size(type), ahead, n_q < BC_QUERY_TILE && !wide);
             for (int v = 0; v < n_v; v++) {
                 const VF value = ISA(load_cached)(rows, (key * n_v + v) * VL, wide ? BC_F32 : type,
                                                   ISA(vf_set1)(type == BC_Q8_0 ? scale[key] : 1.0f));
