@@ -1,6 +1,6 @@
 /* The threads of one forward pass: a spin barrier and counters that hand out tasks.
  *
- * A pass crosses about six barriers a layer, so a barrier must cost a fraction of a microsecond: threads spin. A thread that
+ * A pass crosses five or six barriers a layer, so a barrier must cost a fraction of a microsecond: threads spin. A thread that
  * spins for long waits for one that has lost its core, so it goes to sleep and leaves its own. Which thread takes a task
  * never changes a result.
  */
