@@ -31,6 +31,7 @@ cdef extern from "csrc/forward.h" nogil:
         const void *v
         int32_t cache_type
         float scale
+        int64_t k_ahead, v_ahead
 
     ctypedef struct bc_isa:
         const char *name

@@ -234,6 +234,7 @@ def attention(const float[:, ::1] q, const float[:, ::1] k, const float[:, ::1] 
     cdef bc_attention a
     a.n_q, a.head_dim, a.v_stride = <int32_t>q.shape[0], dim, <int32_t>bc_round_up(dim, 16)
     a.k, a.v, a.cache_type, a.scale = &k_cache[0], &v_cache[0], type_id, scale
+    a.k_ahead = a.v_ahead = 0
     for i in range(q.shape[0]):
         a.q[i], a.out[i], a.n_keys[i] = &q[i, 0], &y[i, 0], <int32_t>(n - q.shape[0] + 1 + i)
     if not split:
