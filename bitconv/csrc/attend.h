@@ -184,7 +184,7 @@ static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
         for (int64_t task; (task = bc_next_task(thread)) < tasks * g.segments;)
             bc_attend_part(run, layer, &g, task);
     else
-        for (int64_t task; (task = bc_token_task(thread, run->batch->n, tasks)) >= 0;) {
+        for (int64_t task; (task = bc_own_task(thread, tasks)) >= 0;) {
             /* of each thread's queries head by head, whose keys stay in L2, and the longest first */
             const int64_t chunk = (g.groups + thread->size - 1) / thread->size, before = task / (chunk * m->n_kv_heads) * chunk;
             const int64_t size = bc_min(chunk, g.groups - before), at = task - before * m->n_kv_heads;
@@ -197,7 +197,7 @@ static void bc_attend(bc_run *run, bc_thread *thread, int32_t layer)
     bc_barrier(thread);
 }
 
-/* Decode where key/value heads are tasks enough: a head's rotation, its way into the cache and its attention are one. */
+/* Few tokens whose segments are not tasks of their own: a head's rotation, its way into the cache and its attention are one. */
 static inline int bc_by_heads(const bc_run *run) { return run->batch->n < BC_GEMM_TOKENS && !run->split; }
 
 enum { BC_HEAD_AHEAD = 1 << 17 }; /* bytes of keys, up to which the next head is fetched meanwhile: more would leave L2 before its turn */
