@@ -16,16 +16,13 @@ static void tl1_prepare_avx2(const bc_matrix *w, const int8_t *q, int64_t k0, in
     }
 }
 
-/* the two pairs of 32 bytes, added to the byte sums */
-BC_INLINE void tl1_step_avx2(const uint8_t *data, __m256i low0, __m256i high0, __m256i low1, __m256i high1, __m256i *low,
-                             __m256i *high)
+/* Sums under an index, added to the byte sums. Without the barrier gcc looks all indices up first and puts what it finds, and the
+ * sums, into memory: half the speed. */
+BC_INLINE void tl_look_up_avx2(__m256i index, __m256i low_table, __m256i high_table, __m256i *low, __m256i *high)
 {
-    const __m256i mask = _mm256_set1_epi8(15), v = _mm256_loadu_si256((const __m256i *)data);
-    const __m256i first = _mm256_and_si256(_mm256_srli_epi16(v, 4), mask), second = _mm256_and_si256(v, mask);
-    *low = _mm256_add_epi8(*low, _mm256_shuffle_epi8(low0, first));
-    *high = _mm256_add_epi8(*high, _mm256_shuffle_epi8(high0, first));
-    *low = _mm256_add_epi8(*low, _mm256_shuffle_epi8(low1, second));
-    *high = _mm256_add_epi8(*high, _mm256_shuffle_epi8(high1, second));
+    *low = _mm256_add_epi8(*low, _mm256_shuffle_epi8(low_table, index));
+    *high = _mm256_add_epi8(*high, _mm256_shuffle_epi8(high_table, index));
+    __asm__("" : "+x"(*low), "+x"(*high));
 }
 
 /* byte sums of 32 rows (or 2 x 16) -> int16: sum[0] has bytes 0..7 of each lane, sum[1] bytes 8..15 */
@@ -68,7 +65,7 @@ BC_INLINE tl1_sums_avx2 tl1_no_sums_avx2(void)
 /* n steps of 64 bytes, at most four: byte sums reach 8 * 15 */
 BC_INLINE void tl1_steps_avx2(const uint8_t *data, const uint8_t *table, int bm, int n, tl1_sums_avx2 *sums)
 {
-    const __m256i zero = _mm256_setzero_si256();
+    const __m256i zero = _mm256_setzero_si256(), mask = _mm256_set1_epi8(15);
     __m256i low[2] = {zero, zero}, high[2] = {zero, zero};
     for (int s = 0; s < n; s++, data += 64, table += bm == 32 ? 128 : 64) {
         __m256i low0, high0, low1, high1;
@@ -79,8 +76,11 @@ BC_INLINE void tl1_steps_avx2(const uint8_t *data, const uint8_t *table, int bm,
         } else {
             low0 = twice_avx2(table), high0 = twice_avx2(table + 16), low1 = twice_avx2(table + 32), high1 = twice_avx2(table + 48);
         }
-        tl1_step_avx2(data, low0, high0, low1, high1, &low[0], &high[0]);
-        tl1_step_avx2(data + 32, low0, high0, low1, high1, &low[1], &high[1]);
+        const __m256i v = _mm256_loadu_si256((const __m256i *)data), u = _mm256_loadu_si256((const __m256i *)(data + 32));
+        tl_look_up_avx2(_mm256_and_si256(_mm256_srli_epi16(v, 4), mask), low0, high0, &low[0], &high[0]);
+        tl_look_up_avx2(_mm256_and_si256(_mm256_srli_epi16(u, 4), mask), low0, high0, &low[1], &high[1]);
+        tl_look_up_avx2(_mm256_and_si256(v, mask), low1, high1, &low[0], &high[0]);
+        tl_look_up_avx2(_mm256_and_si256(u, mask), low1, high1, &low[1], &high[1]);
     }
     tl1_fold_avx2(low[0], high[0], sums->half[0]);
     tl1_fold_avx2(low[1], high[1], sums->half[1]);

@@ -18,21 +18,21 @@ BC_INLINE void tl2_fetch_avx2(const uint8_t *nibbles, const uint8_t *words)
     }
 }
 
-/* 8 triples of 32 rows: the sign bits of a row in one byte, triple q at bit 7, 5, 3, 1, 6, 4, 2, 0 */
+/* 8 triples of 32 rows: the sign bits of a row in one byte, triple q at bit 7, 5, 3, 1, 6, 4, 2, 0. Words hold them with bits apart:
+ * rows 0..15 have the odd ones, rows 16..31 the even ones; the upper byte, times two, goes between the bits of the lower one. */
 BC_INLINE __m256i tl2_signs_avx2(const uint8_t *words)
 {
-    const __m256i v = _mm256_loadu_si256((const __m256i *)words), low = _mm256_set1_epi16(0xff);
-    const __m256i a = _mm256_and_si256(v, _mm256_set1_epi16((int16_t)0xaaaa)), b = _mm256_and_si256(v, _mm256_set1_epi16(0x5555));
-    /* rows 0..15 have the odd bits, rows 16..31 the even ones */
-    const __m256i first = _mm256_or_si256(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(_mm256_and_si256(a, low), 1));
-    const __m256i second = _mm256_or_si256(_mm256_slli_epi16(_mm256_srli_epi16(b, 8), 1), _mm256_and_si256(b, low));
-    return _mm256_packus_epi16(first, second);
+    const __m256i v = _mm256_loadu_si256((const __m256i *)words), every = _mm256_set1_epi16(0x5555), join = _mm256_set1_epi16(2 << 8 | 1);
+    const __m256i first = _mm256_and_si256(_mm256_srli_epi16(v, 1), every), second = _mm256_and_si256(v, every);
+    return _mm256_packus_epi16(_mm256_maddubs_epi16(first, join), _mm256_maddubs_epi16(second, join));
 }
 
-/* the sign of triple q as a byte that vpsignb understands: negative, or positive and not zero */
+/* The sign of triple q as a byte that vpsignb understands: negative, or positive and not zero. A bit set below the last sign makes
+ * them all so, but of that sign itself. */
 BC_INLINE __m256i tl2_sign_avx2(__m256i signs, int q)
 {
-    return _mm256_or_si256(_mm256_slli_epi16(signs, q < 4 ? 2 * q : 2 * q - 7), _mm256_set1_epi8(1));
+    const __m256i one = _mm256_set1_epi8(1);
+    return q == 7 ? _mm256_or_si256(_mm256_slli_epi16(signs, 7), one) : _mm256_slli_epi16(_mm256_or_si256(signs, one), q < 4 ? 2 * q : 2 * q - 7);
 }
 
 /* the weights of the 14 patterns |t| */
@@ -95,6 +95,7 @@ BC_INLINE void tl2_triple_avx2(__m256i index, __m256i sign, const uint8_t *t, __
 {
     *low = _mm256_add_epi8(*low, _mm256_sign_epi8(_mm256_shuffle_epi8(twice_avx2(t), index), sign));
     *high = _mm256_add_epi8(*high, _mm256_sign_epi8(_mm256_shuffle_epi8(twice_avx2(t + 16), index), sign));
+    __asm__("" : "+x"(*low), "+x"(*high)); /* as in TL1 */
 }
 
 /* 32 rows x BK columns of triples */
@@ -120,12 +121,15 @@ BC_INLINE void tl2_block_avx2(const uint8_t *nibbles, const uint8_t *words, cons
 /* 32 rows x 32 columns of pairs */
 BC_INLINE void tl2_pair_block_avx2(const uint8_t *data, const uint8_t *table, int32_t *out)
 {
-    const __m256i zero = _mm256_setzero_si256();
+    const __m256i zero = _mm256_setzero_si256(), mask = _mm256_set1_epi8(15);
     __m256i sum[2] = {zero, zero};
     for (int step = 0; step < 8;) {
         __m256i low = zero, high = zero;
-        for (int end = step + 4; step < end; step++, data += 32, table += 64)
-            tl1_step_avx2(data, twice_avx2(table), twice_avx2(table + 16), twice_avx2(table + 32), twice_avx2(table + 48), &low, &high);
+        for (int end = step + 4; step < end; step++, data += 32, table += 64) {
+            const __m256i v = _mm256_loadu_si256((const __m256i *)data);
+            tl_look_up_avx2(_mm256_and_si256(_mm256_srli_epi16(v, 4), mask), twice_avx2(table), twice_avx2(table + 16), &low, &high);
+            tl_look_up_avx2(_mm256_and_si256(v, mask), twice_avx2(table + 32), twice_avx2(table + 48), &low, &high);
+        }
         tl2_fold_avx2(low, high, sum);
     }
     tl2_add_rows_avx2(out, sum);

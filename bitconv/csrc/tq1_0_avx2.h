@@ -1,9 +1,79 @@
-/* TQ1_0 on AVX2: bound by the arithmetic of pulling base-3 digits out of bytes.
+/* TQ1_0 on AVX2. A byte t is a fraction of 256, and multiplying it by 3 pushes a digit out at the top. Multiplied by 9, as a
+ * word, it has its first two digits in the upper byte (3 * d0 + d1, at most 8) and the fraction that remains in the lower one:
+ * one vpmaddubsw is two steps for the even bytes, another one for the odd bytes. Two look-ups take the two digits apart.
  *
- * A digit is (3t) >> 8 of the remaining fraction t: 0 below 86, 1 below 171, else 2. Bytes are biased by 128 so that
- * signed compares serve; 3 * (t + 128) = 3t + 128 mod 256, so the bias survives the step to the next digit.
+ * Four rows, which lie far apart, go together: 16 bytes of two rows are one register, 4 bytes of four rows half of one.
  */
 
+/* the upper bytes of the words of even and of odd bytes, as bytes in order */
+BC_INLINE __m256i tq1_0_upper_avx2(__m256i even, __m256i odd)
+{
+    return _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_and_si256(odd, _mm256_set1_epi16((int16_t)0xff00)));
+}
+
+/* The first n digits, 4 or 5, of 32 bytes times their activations, added to int16 lanes, which grow by at most n * 508. Of a
+ * digit there are 32 activations, or 16 or 4 that are repeated. */
+BC_INLINE __m256i tq1_0_add_avx2(__m256i sum, __m256i t, const int n, const int8_t *q, const int repeat)
+{
+    const __m256i div3 = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i mod3 = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i three = _mm256_set1_epi16(3), nine = _mm256_set1_epi16(9);
+    __m256i even = _mm256_maddubs_epi16(t, nine), odd = _mm256_maddubs_epi16(t, _mm256_set1_epi16(9 << 8));
+#pragma GCC unroll 5
+    for (int i = 0; i < n; i++) {
+        int32_t four;
+        memcpy(&four, q + i * repeat, 4);
+        const __m256i x = repeat == 32 ? _mm256_loadu_si256((const __m256i *)(q + 32 * i))
+                                       : repeat == 16 ? twice_avx2(q + 16 * i) : _mm256_set1_epi32(four);
+        const __m256i two = tq1_0_upper_avx2(even, odd); /* of i = 4: one digit */
+        const __m256i digit = i == 4 ? two : _mm256_shuffle_epi8(i % 2 ? mod3 : div3, two);
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(digit, x));
+        if (i % 2) {
+            even = _mm256_maddubs_epi16(even, i == 1 ? nine : three);
+            odd = _mm256_maddubs_epi16(odd, i == 1 ? nine : three);
+        }
+    }
+    return sum;
+}
+
+/* sums of four rows, bytes apart as the pointers say */
+BC_INLINE void tq1_0_dot_avx2(const uint8_t *const *row, int64_t cols, const int8_t *q, int32_t *sum)
+{
+    enum { most = 12 }; /* blocks after which lanes must be widened: 12 * 5 * 508 = 30480 */
+    const __m256i zero = _mm256_setzero_si256(), ones = _mm256_set1_epi16(1);
+    const int64_t end = cols / 256 * TQ1_0_BLOCK;
+    __m256i total[7] = {zero, zero, zero, zero, zero, zero, zero}; /* rows 0 to 3; 0 and 1; 2 and 3; all four */
+    for (int64_t b = 0; b < end;) {
+        __m256i acc[7] = {zero, zero, zero, zero, zero, zero, zero};
+        for (const int64_t stop = bc_min(b + most * TQ1_0_BLOCK, end); b < stop; b += TQ1_0_BLOCK, q += 256) {
+            int32_t last[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                acc[i] = tq1_0_add_avx2(acc[i], _mm256_loadu_si256((const __m256i *)(row[i] + b)), 5, q, 32);
+                memcpy(last + i, row[i] + b + 48, 4);
+            }
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) {
+                const __m128i *first = (const __m128i *)(row[2 * i] + b + 32), *second = (const __m128i *)(row[2 * i + 1] + b + 32);
+                const __m256i t = _mm256_set_m128i(_mm_loadu_si128(second), _mm_loadu_si128(first));
+                acc[4 + i] = tq1_0_add_avx2(acc[4 + i], t, 5, q + 160, 16);
+            }
+            const __m128i t = _mm_setr_epi32(last[0], last[1], last[2], last[3]);
+            acc[6] = tq1_0_add_avx2(acc[6], _mm256_inserti128_si256(zero, t, 0), 4, q + 240, 4);
+        }
+        for (int i = 0; i < 7; i++)
+            total[i] = _mm256_add_epi32(total[i], _mm256_madd_epi16(acc[i], ones));
+    }
+    const __m256i both = _mm256_hadd_epi32(total[4], total[5]), four = _mm256_hadd_epi32(both, both); /* rows 0 2 0 2 | 1 3 1 3 */
+    const __m128i second = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    const __m128i rest = _mm_add_epi32(second, _mm256_castsi256_si128(total[6]));
+    _mm_storeu_si128((__m128i *)sum, _mm_add_epi32(sums_i32_avx2(total), rest));
+}
+
+#include "tq1_0_rows.h"
+
+/* digits as bytes, for panels. A digit is (3t) >> 8 of the remaining fraction t: 0 below 86, 1 below 171, else 2. Bytes are biased
+ * by 128 so that signed compares serve; 3 * (t + 128) = 3t + 128 mod 256, so the bias survives the step to the next digit. */
 BC_INLINE __m256i tq1_0_digit_avx2(__m256i t)
 {
     const __m256i one = _mm256_cmpgt_epi8(t, _mm256_set1_epi8(85 - 128)), two = _mm256_cmpgt_epi8(t, _mm256_set1_epi8(170 - 128));
@@ -11,50 +81,6 @@ BC_INLINE __m256i tq1_0_digit_avx2(__m256i t)
 }
 
 BC_INLINE __m256i tq1_0_times3_avx2(__m256i t) { return _mm256_add_epi8(t, _mm256_add_epi8(t, t)); }
-
-/* the codes of a block in column order: 8 vectors of 32 */
-BC_INLINE void tq1_0_codes_avx2(const uint8_t *block, __m256i codes[8])
-{
-    const __m256i bias = _mm256_set1_epi8(-128);
-    __m256i t = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)block), bias);
-    for (int n = 0; n < 5; n++, t = tq1_0_times3_avx2(t))
-        codes[n] = tq1_0_digit_avx2(t);
-    /* 16 bytes of five digits: two digits side by side, the fifth beside the digits of the last 4 bytes */
-    const __m128i b = _mm_loadu_si128((const __m128i *)(block + 32)), b3 = _mm_add_epi8(b, _mm_add_epi8(b, b));
-    t = _mm256_xor_si256(_mm256_set_m128i(b3, b), bias);
-    codes[5] = tq1_0_digit_avx2(t);
-    t = tq1_0_times3_avx2(tq1_0_times3_avx2(t));
-    codes[6] = tq1_0_digit_avx2(t);
-    t = tq1_0_times3_avx2(tq1_0_times3_avx2(t));
-    int32_t last;
-    memcpy(&last, block + 48, 4);
-    /* the 4 bytes times 1, 3, 9 and 27: even and odd bytes apart, as products of words */
-    const __m128i x = _mm_set1_epi32(last), power = _mm_setr_epi16(1, 1, 3, 3, 9, 9, 27, 27);
-    const __m128i even = _mm_and_si128(_mm_mullo_epi16(_mm_and_si128(x, _mm_set1_epi16(0xff)), power), _mm_set1_epi16(0xff));
-    const __m128i odd = _mm_slli_epi16(_mm_mullo_epi16(_mm_srli_epi16(x, 8), power), 8);
-    const __m128i tail = _mm_xor_si128(_mm_or_si128(even, odd), _mm_set1_epi8(-128));
-    codes[7] = tq1_0_digit_avx2(_mm256_inserti128_si256(t, tail, 1));
-}
-
-static void tq1_0_gemv_avx2(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum,
-                            const uint8_t *table, int32_t *out)
-{
-    (void)table;
-    const __m256i ones = _mm256_set1_epi16(1);
-    const int64_t bytes = w->cols / 256 * TQ1_0_BLOCK;
-    for (int64_t r = row0; r < row1; r++) {
-        const uint8_t *block = w->data + r * bytes;
-        __m256i total = _mm256_setzero_si256();
-        for (int64_t k = 0; k < w->cols; k += 256, block += TQ1_0_BLOCK) {
-            __m256i codes[8], acc = _mm256_setzero_si256(); /* 8 products of at most 508 */
-            tq1_0_codes_avx2(block, codes);
-            for (int i = 0; i < 8; i++)
-                acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes[i], _mm256_loadu_si256((const __m256i *)(q + k) + i)));
-            total = _mm256_add_epi32(total, _mm256_madd_epi16(acc, ones));
-        }
-        out[r - row0] = sum_i32_avx2(total) - q_sum;
-    }
-}
 
 /* Four bytes of each of 8 rows, side by side: the bytes 0..31 of a block and its bytes 20..51. A dword of digits of x[j] and of
  * x[8 + j] is a part of a panel line. */
