@@ -1,5 +1,12 @@
 /* Small integer steps that several AVX2 kernels share. */
 
+/* sum += codes * x, pairs of products in int16 lanes; in place, because gcc copies and spills sums that are many */
+BC_INLINE void add_products_avx2(__m256i *sum, __m256i codes, __m256i x)
+{
+    const __m256i products = _mm256_maddubs_epi16(codes, x);
+    __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(products));
+}
+
 BC_INLINE int32_t sum_i32_avx2(__m256i x)
 {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));

@@ -8,7 +8,7 @@
 /* the upper bytes of the words of even and of odd bytes, as bytes in order */
 BC_INLINE __m256i tq1_0_upper_avx2(__m256i even, __m256i odd)
 {
-    return _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_and_si256(odd, _mm256_set1_epi16((int16_t)0xff00)));
+    return _mm256_blendv_epi8(_mm256_srli_epi16(even, 8), odd, _mm256_set1_epi16((int16_t)0xff00));
 }
 
 /* The first n digits, 4 or 5, of 32 bytes times their activations, added to int16 lanes, which grow by at most n * 508. Of a
@@ -27,7 +27,7 @@ BC_INLINE __m256i tq1_0_add_avx2(__m256i sum, __m256i t, const int n, const int8
                                        : repeat == 16 ? twice_avx2(q + 16 * i) : _mm256_set1_epi32(four);
         const __m256i two = tq1_0_upper_avx2(even, odd); /* of i = 4: one digit */
         const __m256i digit = i == 4 ? two : _mm256_shuffle_epi8(i % 2 ? mod3 : div3, two);
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(digit, x));
+        add_products_avx2(&sum, digit, x);
         if (i % 2) {
             even = _mm256_maddubs_epi16(even, i == 1 ? nine : three);
             odd = _mm256_maddubs_epi16(odd, i == 1 ? nine : three);

@@ -15,29 +15,45 @@
  * One shift serves four groups, and the sums of the x4 groups are exact multiples of 4. Two products are at most
  * 2 * 2 * 127 = 508 in a plain lane and 2032 in an x4 lane, two of each per 128 columns: int16 lanes hold 1024 columns
  * (16 * 2032 = 32512). */
+BC_INLINE void ISA(two_bit_step)(const uint8_t *const *row, const int n_rows, int64_t at, const int8_t *q, __m256i *acc, __m256i *acc4,
+                                 int is_i2_s)
+{
+    const __m256i mask3 = _mm256_set1_epi8(3), mask12 = _mm256_set1_epi8(12), *x = (const __m256i *)q;
+    const __m256i q0 = _mm256_loadu_si256(x + (is_i2_s ? 3 : 0)), q1 = _mm256_loadu_si256(x + (is_i2_s ? 2 : 1));
+    const __m256i q2 = _mm256_loadu_si256(x + (is_i2_s ? 1 : 2)), q3 = _mm256_loadu_si256(x + (is_i2_s ? 0 : 3));
+    for (int i = 0; i < n_rows; i++) {
+        const __m256i v = _mm256_loadu_si256((const __m256i *)(row[i] + at)), h = _mm256_srli_epi16(v, 4);
+        ISA(add_products)(&acc[i], _mm256_and_si256(v, mask3), q0);
+        ISA(add_products)(&acc4[i], _mm256_and_si256(v, mask12), q1);
+        ISA(add_products)(&acc[i], _mm256_and_si256(h, mask3), q2);
+        ISA(add_products)(&acc4[i], _mm256_and_si256(h, mask12), q3);
+    }
+}
+
 BC_INLINE void ISA(two_bit_dot)(const uint8_t *const *row, const int n_rows, int64_t cols, const int8_t *q, int32_t *sum, int is_i2_s)
 {
-    const __m256i mask3 = _mm256_set1_epi8(3), mask12 = _mm256_set1_epi8(12), zero = _mm256_setzero_si256();
+    const __m256i zero = _mm256_setzero_si256();
+    const uint8_t *r[4];
     __m256i total[4] = {zero, zero, zero, zero}, total4[4] = {zero, zero, zero, zero};
+    for (int i = 0; i < n_rows; i++) {
+        r[i] = row[i];
+        __asm__("" : "+r"(r[i])); /* or gcc adds up each address anew */
+    }
     for (int64_t k = 0; k < cols;) {
         const int64_t end = bc_min(k + TWO_BIT_COLS, cols);
         __m256i acc[4], acc4[4];
         for (int i = 0; i < n_rows; i++)
             acc[i] = acc4[i] = zero;
-        for (; k < end; k += 128) {
-            const __m256i *x = (const __m256i *)(q + k);
-            const __m256i q0 = _mm256_loadu_si256(x + (is_i2_s ? 3 : 0)), q1 = _mm256_loadu_si256(x + (is_i2_s ? 2 : 1));
-            const __m256i q2 = _mm256_loadu_si256(x + (is_i2_s ? 1 : 2)), q3 = _mm256_loadu_si256(x + (is_i2_s ? 0 : 3));
-            for (int i = 0; i < n_rows; i++) {
-                const uint8_t *at = row[i] + bc_two_bit_at(k, is_i2_s);
-                bc_prefetch_far(at + BC_FAR, 1);
-                const __m256i v = _mm256_loadu_si256((const __m256i *)at), h = _mm256_srli_epi16(v, 4);
-                acc[i] = ISA(add_products)(acc[i], _mm256_and_si256(v, mask3), q0);
-                acc4[i] = ISA(add_products)(acc4[i], _mm256_and_si256(v, mask12), q1);
-                acc[i] = ISA(add_products)(acc[i], _mm256_and_si256(h, mask3), q2);
-                acc4[i] = ISA(add_products)(acc4[i], _mm256_and_si256(h, mask12), q3);
-                __asm__("" : "+x"(acc[i]), "+x"(acc4[i])); /* or gcc copies and spills the sums */
+        for (; k < end; k += 256) {
+            const int64_t at = bc_two_bit_at(k, is_i2_s);
+            for (int i = 0; i < n_rows; i++)
+                bc_prefetch_far(r[i] + at + BC_FAR, 1);
+            ISA(two_bit_step)(r, n_rows, at, q + k, acc, acc4, is_i2_s);
+            if (is_i2_s && k + 128 == end) {
+                k = end;
+                break;
             }
+            ISA(two_bit_step)(r, n_rows, at + 32, q + k + 128, acc, acc4, is_i2_s);
         }
         for (int i = 0; i < n_rows; i++) {
             total[i] = _mm256_add_epi32(total[i], ISA(widened)(acc[i]));
@@ -83,8 +99,7 @@ BC_INLINE void ISA(two_bit_few)(const uint8_t *const *row, int64_t cols, const i
                         const __m256i x = _mm256_loadu_si256((const __m256i *)(q + t * ldq + k + 32 * (is_i2_s ? 3 - g : g)));
 #pragma GCC unroll 4
                         for (int i = 0; i < some; i++) {
-                            acc[t * some + i] = ISA(add_products)(acc[t * some + i], codes[i], x);
-                            __asm__("" : "+x"(acc[t * some + i])); /* as above */
+                            ISA(add_products)(&acc[t * some + i], codes[i], x);
                         }
                     }
                 }

@@ -1,7 +1,6 @@
 /* I2_S and TQ2_0 on AVX2: the products of two_bit_256.h in int16 lanes, and panels. */
 
 #define TWO_BIT_COLS 1024
-BC_INLINE __m256i ISA(add_products)(__m256i sum, __m256i codes, __m256i x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, x)); }
 BC_INLINE __m256i ISA(widened)(__m256i sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 #include "two_bit_256.h"
 

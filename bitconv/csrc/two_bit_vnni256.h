@@ -3,6 +3,11 @@
  */
 
 #define TWO_BIT_COLS (INT64_MAX / 4)
-BC_INLINE __m256i ISA(add_products)(__m256i sum, __m256i codes, __m256i x) { return DPBUSD(sum, codes, x); }
+BC_INLINE void ISA(add_products)(__m256i *sum, __m256i codes, __m256i x)
+{
+    *sum = DPBUSD(*sum, codes, x);
+    __asm__("" : "+x"(*sum)); /* or gcc copies and spills the sums */
+}
+
 BC_INLINE __m256i ISA(widened)(__m256i sum) { return sum; }
 #include "two_bit_256.h"
