@@ -2,7 +2,7 @@
  * its rows are contiguous; TQ2_0 begins in the low bits and has a 2-byte scale after every 64 bytes. Compiled for AVX2, and
  * twice for VNNI; what differs is given before:
  *
- *   ISA(add_products)(sum, codes, x)   sum += codes * x, in int16 lanes on AVX2 (two products each), in int32 lanes with VNNI
+ *   ISA(add_products)(&sum, codes, x)  sum += codes * x, in int16 lanes on AVX2 (two products each), in int32 lanes with VNNI
  *   ISA(widened)(sum)                  the same as int32 lanes
  *   TWO_BIT_COLS                       columns after which lanes must be widened
  *
