@@ -26,13 +26,13 @@
     _mm256_storeu_si256(out + 1, _mm256_add_epi32(_mm256_loadu_si256(out + 1), _mm256_madd_epi16(high##t, ones)));
 
 /* line i from here on */
-#define GEMM_LINE(T, i)                                                                \
-    {                                                                                  \
-        const __m256i *rows = (const __m256i *)(panel + i * BC_TILE_ROWS * 4);         \
+#define GEMM_LINE(T, i)                                                                 \
+    {                                                                                   \
+        const __m256i *rows = (const __m256i *)(panel + i * BC_TILE_ROWS * 4);          \
         const __m256i w0 = _mm256_loadu_si256(rows), w1 = _mm256_loadu_si256(rows + 1); \
-        const int8_t *line = x + i * T * 4;                                            \
-        __m256i b, product;                                                            \
-        GEMM_FOR_##T(GEMM_STEP)                                                        \
+        const int8_t *line = x + i * T * 4;                                             \
+        __m256i b, product;                                                             \
+        GEMM_FOR_##T(GEMM_STEP)                                                         \
     }
 /* four lines at a time: the instructions of the loop itself cost 5 to 10 % where a neighbour on the core takes its share of them */
 #define GEMM_TILE(T)                                                                                \

@@ -98,9 +98,8 @@ BC_INLINE void ISA(two_bit_few)(const uint8_t *const *row, int64_t cols, const i
                     for (int t = 0; t < n_t; t++) {
                         const __m256i x = _mm256_loadu_si256((const __m256i *)(q + t * ldq + k + 32 * (is_i2_s ? 3 - g : g)));
 #pragma GCC unroll 4
-                        for (int i = 0; i < some; i++) {
+                        for (int i = 0; i < some; i++)
                             ISA(add_products)(&acc[t * some + i], codes[i], x);
-                        }
                     }
                 }
             }
