@@ -49,7 +49,7 @@ BC_INLINE void ISA(two_bit_dot)(const uint8_t *const *row, const int n_rows, int
             for (int i = 0; i < n_rows; i++)
                 bc_prefetch_far(r[i] + at + BC_FAR, 1);
             ISA(two_bit_step)(r, n_rows, at, q + k, acc, acc4, is_i2_s);
-            if (is_i2_s && k + 128 == end) {
+            if (is_i2_s && k + 128 == end) { /* to leave is faster than a condition before what follows */
                 k = end;
                 break;
             }
