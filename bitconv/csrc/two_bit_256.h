@@ -4,7 +4,8 @@
  *
  *   ISA(add_products)(&sum, codes, x)  sum += codes * x, in int16 lanes on AVX2 (two products each), in int32 lanes with VNNI
  *   ISA(widened)(sum)                  the same as int32 lanes
- *   TWO_BIT_COLS                       columns after which lanes must be widened
+ *   ISA(add_quarter)(&sum, sum4)       sum += sum4 / 4, whose lanes are multiples of 4
+ *   TWO_BIT_COLS                       columns that lanes hold where codes are multiplied by 4; plain codes twice as many
  *
  * What comes BC_FAR bytes later is fetched into L2: of small matrices the streams are too short for the hardware to notice
  * them in time.
@@ -13,8 +14,8 @@
 /* One token:   v & 3 -> one group       v & 12 -> 4 x the codes of the next       the same of v >> 4 -> the other two
  *
  * One shift serves four groups, and the sums of the x4 groups are exact multiples of 4. Two products are at most
- * 2 * 2 * 127 = 508 in a plain lane and 2032 in an x4 lane, two of each per 128 columns: int16 lanes hold 1024 columns
- * (16 * 2032 = 32512). */
+ * 2 * 2 * 127 = 508 in a plain lane and 2032 in an x4 lane, two of each per 128 columns: x4 lanes of int16 hold 1024 columns
+ * (16 * 2032 = 32512), plain lanes, with a quarter of those, 2048 (4 * 16 * 508). */
 BC_INLINE void ISA(two_bit_step)(const uint8_t *const *row, const int n_rows, int64_t at, const int8_t *q, __m256i *acc, __m256i *acc4,
                                  int is_i2_s)
 {
@@ -34,16 +35,14 @@ BC_INLINE void ISA(two_bit_dot)(const uint8_t *const *row, const int n_rows, int
 {
     const __m256i zero = _mm256_setzero_si256();
     const uint8_t *r[4];
-    __m256i total[4] = {zero, zero, zero, zero}, total4[4] = {zero, zero, zero, zero};
+    __m256i acc[4] = {zero, zero, zero, zero}, total[4] = {zero, zero, zero, zero};
     for (int i = 0; i < n_rows; i++) {
         r[i] = row[i];
         __asm__("" : "+r"(r[i])); /* or gcc adds up each address anew */
     }
     for (int64_t k = 0; k < cols;) {
         const int64_t end = bc_min(k + TWO_BIT_COLS, cols);
-        __m256i acc[4], acc4[4];
-        for (int i = 0; i < n_rows; i++)
-            acc[i] = acc4[i] = zero;
+        __m256i acc4[4] = {zero, zero, zero, zero};
         for (; k < end; k += 256) {
             const int64_t at = bc_two_bit_at(k, is_i2_s);
             for (int i = 0; i < n_rows; i++)
@@ -55,17 +54,23 @@ BC_INLINE void ISA(two_bit_dot)(const uint8_t *const *row, const int n_rows, int
             }
             ISA(two_bit_step)(r, n_rows, at + 32, q + k + 128, acc, acc4, is_i2_s);
         }
-        for (int i = 0; i < n_rows; i++) {
-            total[i] = _mm256_add_epi32(total[i], ISA(widened)(acc[i]));
-            total4[i] = _mm256_add_epi32(total4[i], ISA(widened)(acc4[i]));
-        }
+        for (int i = 0; i < n_rows; i++)
+            ISA(add_quarter)(&acc[i], acc4[i]);
+        if (k % (2 * TWO_BIT_COLS) == 0 && k < cols)
+            for (int i = 0; i < n_rows; i++) {
+                total[i] = _mm256_add_epi32(total[i], ISA(widened)(acc[i]));
+                acc[i] = zero;
+            }
     }
-    for (int i = 0; i < n_rows; i++) /* each x4 lane is a multiple of 4, so the arithmetic shift is an exact division */
-        total[i] = _mm256_add_epi32(total[i], _mm256_srai_epi32(total4[i], 2));
+    for (int i = 0; i < n_rows; i++)
+        acc[i] = ISA(widened)(acc[i]);
+    if (cols > 2 * TWO_BIT_COLS)
+        for (int i = 0; i < n_rows; i++)
+            acc[i] = _mm256_add_epi32(total[i], acc[i]);
     if (n_rows == 1)
-        sum[0] = sum_i32_avx2(total[0]);
+        sum[0] = sum_i32_avx2(acc[0]);
     else
-        _mm_storeu_si128((__m128i *)sum, sums_i32_avx2(total));
+        _mm_storeu_si128((__m128i *)sum, sums_i32_avx2(acc));
 }
 
 /* Some tokens: codes are shifted down once for all, so int16 lanes hold twice the columns (64 * 508 = 32512). Sums of four rows

@@ -2,6 +2,7 @@
 
 #define TWO_BIT_COLS 1024
 BC_INLINE __m256i ISA(widened)(__m256i sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+BC_INLINE void ISA(add_quarter)(__m256i *sum, __m256i sum4) { *sum = _mm256_add_epi16(*sum, _mm256_srai_epi16(sum4, 2)); }
 #include "two_bit_256.h"
 
 /* A dword of a row holds columns 4j..4j+3 of four groups of 32 columns. Transposing 8 rows first puts the dwords of the

@@ -10,4 +10,5 @@ BC_INLINE void ISA(add_products)(__m256i *sum, __m256i codes, __m256i x)
 }
 
 BC_INLINE __m256i ISA(widened)(__m256i sum) { return sum; }
+BC_INLINE void ISA(add_quarter)(__m256i *sum, __m256i sum4) { *sum = _mm256_add_epi32(*sum, _mm256_srai_epi32(sum4, 2)); }
 #include "two_bit_256.h"
