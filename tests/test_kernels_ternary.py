@@ -27,7 +27,7 @@ def tl1_shapes(draw):
     bm = draw(st.sampled_from([32, 64]))
     tile_rows = bm * draw(st.integers(1, 3))
     bk = 16 * draw(st.integers(1, 16))
-    return tile_rows * draw(st.integers(1, 2)), bk * some_tiles(draw, bk), (tile_rows, bk, bm)
+    return tile_rows * draw(st.integers(1, 5)), bk * some_tiles(draw, bk), (tile_rows, bk, bm)
 
 
 @st.composite

@@ -62,28 +62,28 @@ BC_INLINE tl1_sums_avx2 tl1_no_sums_avx2(void)
     return (tl1_sums_avx2){{{zero, zero}, {zero, zero}}};
 }
 
-/* n steps of 64 bytes, at most four: byte sums reach 8 * 15 */
-BC_INLINE void tl1_steps_avx2(const uint8_t *data, const uint8_t *table, int bm, int n, tl1_sums_avx2 *sums)
+/* n steps of 64 bytes, at most four: byte sums reach 8 * 15; of one or two row blocks that lie apart and share the tables */
+BC_INLINE void tl1_steps_avx2(const uint8_t *data, int64_t apart, int blocks, const uint8_t *table, int bm, int n, tl1_sums_avx2 *sums)
 {
-    const __m256i zero = _mm256_setzero_si256(), mask = _mm256_set1_epi8(15);
-    __m256i low[2] = {zero, zero}, high[2] = {zero, zero};
-    for (int s = 0; s < n; s++, data += 64, table += bm == 32 ? 128 : 64) {
-        __m256i low0, high0, low1, high1;
-        if (bm == 32) {
-            const __m256i *planes = (const __m256i *)table;
-            low0 = _mm256_loadu_si256(planes), high0 = _mm256_loadu_si256(planes + 1);
-            low1 = _mm256_loadu_si256(planes + 2), high1 = _mm256_loadu_si256(planes + 3);
-        } else {
-            low0 = twice_avx2(table), high0 = twice_avx2(table + 16), low1 = twice_avx2(table + 32), high1 = twice_avx2(table + 48);
+    const __m256i mask = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    __m256i low[4] = {zero, zero, zero, zero}, high[4] = {zero, zero, zero, zero};
+#pragma GCC unroll 4
+    for (int s = 0; s < n; s++, data += 64, table += bm == 32 ? 128 : 64)
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) { /* upper, lower nibbles */
+            const __m256i *planes = (const __m256i *)table + 2 * i;
+            const __m256i low_table = bm == 32 ? _mm256_loadu_si256(planes) : twice_avx2(table + i * 32);
+            const __m256i high_table = bm == 32 ? _mm256_loadu_si256(planes + 1) : twice_avx2(table + i * 32 + 16);
+#pragma GCC unroll 4
+            for (int j = 0; j < 2 * blocks; j++) {
+                const __m256i v = _mm256_loadu_si256((const __m256i *)(data + j / 2 * apart + j % 2 * 32));
+                const __m256i index = _mm256_and_si256(i ? v : _mm256_srli_epi16(v, 4), mask);
+                tl_look_up_avx2(index, low_table, high_table, &low[j], &high[j]);
+            }
         }
-        const __m256i v = _mm256_loadu_si256((const __m256i *)data), u = _mm256_loadu_si256((const __m256i *)(data + 32));
-        tl_look_up_avx2(_mm256_and_si256(_mm256_srli_epi16(v, 4), mask), low0, high0, &low[0], &high[0]);
-        tl_look_up_avx2(_mm256_and_si256(_mm256_srli_epi16(u, 4), mask), low0, high0, &low[1], &high[1]);
-        tl_look_up_avx2(_mm256_and_si256(v, mask), low1, high1, &low[0], &high[0]);
-        tl_look_up_avx2(_mm256_and_si256(u, mask), low1, high1, &low[1], &high[1]);
-    }
-    tl1_fold_avx2(low[0], high[0], sums->half[0]);
-    tl1_fold_avx2(low[1], high[1], sums->half[1]);
+#pragma GCC unroll 4
+    for (int j = 0; j < 2 * blocks; j++)
+        tl1_fold_avx2(low[j], high[j], sums[j / 2].half[j % 2]);
 }
 
 BC_INLINE void tl1_add_rows_avx2(int32_t *out, const tl1_sums_avx2 *sums, int bm)
@@ -94,6 +94,7 @@ BC_INLINE void tl1_add_rows_avx2(int32_t *out, const tl1_sums_avx2 *sums, int bm
     }
 }
 
+enum { tl1_together_avx2 = 2 };
 #include "tl1_rows.h"
 
 /* 2 x 16 bytes of pairs -> panel lines: 4 columns of 16 rows for each lane */

@@ -46,8 +46,10 @@ BC_INLINE tl1_sums_avx512vbmi tl1_no_sums_avx512vbmi(void)
 }
 
 /* n steps of 64 bytes, at most four: byte sums reach 8 * 15 */
-BC_INLINE void tl1_steps_avx512vbmi(const uint8_t *data, const uint8_t *table, int bm, int n, tl1_sums_avx512vbmi *sums)
+BC_INLINE void tl1_steps_avx512vbmi(const uint8_t *data, int64_t apart, int blocks, const uint8_t *table, int bm, int n,
+                                    tl1_sums_avx512vbmi *sums)
 {
+    (void)apart, (void)blocks; /* one: two were measured on AVX2 only */
     const __m512i mask = _mm512_set1_epi8(15), weights = _mm512_set1_epi16(17 << 8 | 1), zero = _mm512_setzero_si512();
     const int64_t second = 0x1010101010101010;
     const __m512i lane = bm == 32 ? _mm512_setr_epi64(0, 0, second, second, 0, 0, second, second) : zero;
@@ -82,6 +84,7 @@ BC_INLINE void tl1_add_rows_avx512vbmi(int32_t *out, const tl1_sums_avx512vbmi *
     }
 }
 
+enum { tl1_together_avx512vbmi = 1 };
 #include "tl1_rows.h"
 
 /* Bytes of pairs -> a panel line of 4 columns of 16 rows. spread: where the byte of each row is in v, for the four bytes of its dword. */

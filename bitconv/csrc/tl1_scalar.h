@@ -46,9 +46,12 @@ static void tl1_prefetch(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k
         bc_fetch(w->data + tl1_at(w, bc_min(row0, w->rows - 1), k0 + (k1 - k0) * i / 32 / 16 * 16), (k1 - k0) * w->micro_rows / 32, far);
 }
 
-/* what is read before fetching ahead takes effect: 256 columns, of at most 128 rows, or the fetches alone would take long */
+/* What is read before fetching ahead takes effect, 256 columns, of at most 128 rows, or the fetches alone would take long; where
+ * there are two rows of tiles, half as much of the first of each half, which may be read together. */
 static void tl1_begin(const bc_matrix *w, int64_t row0, int64_t row1)
 {
-    (void)row1;
-    bc_prefetch_far(w->data + tl1_at(w, row0, 0), bc_min(w->tile_rows, 128) * bc_min(w->cols, 256) / 4);
+    const int64_t half = (row1 - row0) / w->tile_rows / 2 * w->tile_rows, bytes = bc_min(w->tile_rows, 128) * bc_min(w->cols, 256) / 4;
+    bc_prefetch_far(w->data + tl1_at(w, row0, 0), half ? bytes / 2 : bytes);
+    if (half)
+        bc_prefetch_far(w->data + tl1_at(w, row0 + half, 0), bytes / 2);
 }

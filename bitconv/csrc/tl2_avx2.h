@@ -6,16 +6,14 @@
  * Bytes stand in the order rows 0..7, 16..23 | 8..15, 24..31, which unpacking to int16 turns into row order.
  */
 
-/* The bytes of a row of tiles are one run; several far-apart places at a time lost. They are fetched into L2 from a page and
- * from two pages afar, of the signs a quarter: with one of the two, or from nearer, many come too late. */
-enum { TL2_AHEAD = 4096, tl2_triple_bytes_avx2 = 32 };
+/* The bytes of a row of tiles are one run; several far-apart places at a time lost. They are fetched into L2, of the signs a
+ * quarter, from 2048 bytes afar. */
+enum { tl2_triple_bytes_avx2 = 32 };
 
-BC_INLINE void tl2_fetch_avx2(const uint8_t *nibbles, const uint8_t *words)
+BC_INLINE void tl2_fetch_avx2(const uint8_t *nibbles, const uint8_t *words, int64_t ahead)
 {
-    for (int64_t ahead = TL2_AHEAD; ahead <= 2 * TL2_AHEAD; ahead += TL2_AHEAD) {
-        bc_prefetch_far(nibbles + ahead, 128);
-        bc_prefetch_far(words + ahead / 4, 32);
-    }
+    bc_prefetch_far(nibbles + ahead, 128);
+    bc_prefetch_far(words + ahead / 4, 32);
 }
 
 /* 8 triples of 32 rows: the sign bits of a row in one byte, triple q at bit 7, 5, 3, 1, 6, 4, 2, 0. Words hold them with bits apart:
@@ -106,7 +104,7 @@ BC_INLINE void tl2_block_avx2(const uint8_t *nibbles, const uint8_t *words, cons
     for (int64_t round = 0; round < bk / 24; round++, nibbles += 128, words += 32, table += 256) {
         const __m256i signs = tl2_signs_avx2(words);
         __m256i low = zero, high = zero;
-        tl2_fetch_avx2(nibbles, words);
+        tl2_fetch_avx2(nibbles, words, 2048);
 #pragma GCC unroll 4
         for (int q = 0; q < 8; q += 2) {
             const __m256i v = _mm256_loadu_si256((const __m256i *)(nibbles + q * 16));

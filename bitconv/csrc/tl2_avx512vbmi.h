@@ -74,7 +74,8 @@ BC_INLINE void tl2_round_avx512vbmi(const uint8_t *nibbles, const uint8_t *words
                                     __m512i *low, __m512i *high)
 {
     const __m512i both = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)words)), mask = _mm512_set1_epi8(15);
-    tl2_fetch_avx2(nibbles, words);
+    for (int pages = 1; pages <= 2; pages++) /* with one of the two, or from nearer, many came too late on a Zen 4 */
+        tl2_fetch_avx2(nibbles, words, pages * 4096);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++, table += 128) {
         __m512i v = _mm512_loadu_si512(nibbles + i / 2 * 64);
