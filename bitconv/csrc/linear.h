@@ -143,8 +143,9 @@ typedef struct {
 /* the rows of each task of the round that begins with row0 */
 static inline int64_t bc_task_size(const bc_cut *cut, int64_t row0)
 {
-    const int64_t share = (cut->rows - row0) / (cut->threads * (cut->halves ? 2 : 1));
-    return bc_max(bc_min(bc_round_up(share, cut->step), BC_MAX_ROWS / cut->step * cut->step), cut->least);
+    const int64_t share = (cut->rows - row0 + cut->threads - 1) / cut->threads, most = BC_MAX_ROWS / cut->step * cut->step;
+    const int64_t part = !cut->halves || share < 2 * cut->least ? share : share * 3 / 4;
+    return bc_min(bc_round_up(part, cut->step), most);
 }
 
 static bc_cut bc_cut_rows(const bc_linear *l, int64_t step, int32_t threads, int last)
