@@ -46,6 +46,7 @@ BC_INLINE void q6_k_block_avx2(const uint8_t *block, const uint8_t *digits, int6
             for (int digit = 0; digit < 2; digit++) {
                 const __m256i two = _mm256_maddubs_epi16(codes[g % 4], q6_k_load_avx2(digits + t * step + digit * 256 + g * 32));
                 p[t][digit] = _mm256_add_epi32(p[t][digit], _mm256_madd_epi16(two, scale));
+                __asm__("" : "+x"(p[t][digit])); /* or gcc adds up later and keeps products in memory */
             }
     }
     for (int t = 0; t < n_t; t++)
