@@ -6,9 +6,8 @@
  *   ISA(widened)(sum)                  the same as int32 lanes
  *   ISA(add_quarter)(&sum, sum4)       sum += sum4 / 4, whose lanes are multiples of 4
  *   TWO_BIT_COLS                       columns that lanes hold where codes are multiplied by 4; plain codes twice as many
- *
- * What comes BC_FAR bytes later is fetched into L2: of small matrices the streams are too short for the hardware to notice
- * them in time.
+ *   ISA(two_bit_ahead)                 bytes from what is read to what is fetched into L2: of small matrices the streams are too
+ *                                      short for the hardware to notice them in time
  */
 
 /* One token:   v & 3 -> one group       v & 12 -> 4 x the codes of the next       the same of v >> 4 -> the other two
@@ -46,7 +45,7 @@ BC_INLINE void ISA(two_bit_dot)(const uint8_t *const *row, const int n_rows, int
         for (; k < end; k += 256) {
             const int64_t at = bc_two_bit_at(k, is_i2_s);
             for (int i = 0; i < n_rows; i++)
-                bc_prefetch_far(r[i] + at + BC_FAR, 1);
+                bc_prefetch_far(r[i] + at + ISA(two_bit_ahead), 1);
             ISA(two_bit_step)(r, n_rows, at, q + k, acc, acc4, is_i2_s);
             if (is_i2_s && k + 128 == end) { /* to leave is faster than a condition before what follows */
                 k = end;

@@ -1,6 +1,7 @@
 /* I2_S and TQ2_0 on AVX2: the products of two_bit_256.h in int16 lanes, and panels. */
 
 #define TWO_BIT_COLS 1024
+enum { ISA(two_bit_ahead) = BC_FAR / 2 };
 BC_INLINE __m256i ISA(widened)(__m256i sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 BC_INLINE void ISA(add_quarter)(__m256i *sum, __m256i sum4) { *sum = _mm256_add_epi16(*sum, _mm256_srai_epi16(sum4, 2)); }
 #include "two_bit_256.h"

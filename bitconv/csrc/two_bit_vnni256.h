@@ -3,6 +3,7 @@
  */
 
 #define TWO_BIT_COLS (INT64_MAX / 4)
+enum { ISA(two_bit_ahead) = BC_FAR };
 BC_INLINE void ISA(add_products)(__m256i *sum, __m256i codes, __m256i x)
 {
     *sum = DPBUSD(*sum, codes, x);
