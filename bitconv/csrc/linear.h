@@ -9,7 +9,7 @@ enum {
     BC_GEMM_TOKENS = 8,   /* from this many tokens on, threads make inputs together, and panels and tiles beat one GEMV per token */
     BC_FEW_TOKENS = 16,   /* up to this many tokens, passes of `few` beat both */
     BC_MIN_ROWS = 16,     /* of a decode task */
-    BC_SMALL = 1 << 15,   /* bytes of weights of the smallest task of decode */
+    BC_SMALL = 1 << 15,   /* bytes of weights of a small task of decode; the last of a step may have half as many */
     BC_CHUNK = 1 << 18,   /* bytes of weights that several tokens of a decode step read one after another, from L2 */
     BC_FEW_CODES = 1 << 17, /* bytes of codes of a step, up to which weights are fetched from far ahead */
     BC_TABLE_BYTES = 24,  /* of look-up tables per column, at most */
@@ -128,12 +128,13 @@ static inline int64_t bc_row_bytes(const bc_linear *l)
 }
 
 /* Tasks of a decode step: row ranges of its products, in rounds of one task for each thread. Where a task begins memory waits, so
- * tasks are large; but in the last product of a step each round takes half of what is left, because threads that do not end
- * together wait at the barrier. One thread has tasks of as many rows as may be. */
+ * tasks are large; but in the last product of a step each round takes three quarters of what is left, because threads that do not
+ * end together wait at the barrier: enough even where one core has three fifths of the other's speed. One thread has tasks of as
+ * many rows as may be. */
 typedef struct {
-    int64_t rows, step, least, tasks; /* of the product; rows of a task are a multiple of step, and at least so many */
+    int64_t rows, step, least, tasks; /* of the product; rows of a task are a multiple of step, and at least half of least */
     int32_t threads;
-    int halves;
+    int last; /* of its step, and not of one thread */
 } bc_cut;
 
 typedef struct {
@@ -144,8 +145,8 @@ typedef struct {
 static inline int64_t bc_task_size(const bc_cut *cut, int64_t row0)
 {
     const int64_t share = (cut->rows - row0 + cut->threads - 1) / cut->threads, most = BC_MAX_ROWS / cut->step * cut->step;
-    const int64_t part = !cut->halves || share < 2 * cut->least ? share : share * 3 / 4;
-    return bc_min(bc_round_up(part, cut->step), most);
+    const int64_t part = !cut->last || share < 2 * cut->least ? share : share * 3 / 4;
+    return bc_max(bc_min(bc_round_up(part, cut->step), most), bc_round_up(cut->least / 2, cut->step));
 }
 
 static bc_cut bc_cut_rows(const bc_linear *l, int64_t step, int32_t threads, int last)
