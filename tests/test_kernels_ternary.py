@@ -90,8 +90,8 @@ def test_every_isa_computes_the_product_of_the_codes(name, data, seed):
     [
         ("tq1_0", 255, 3, 4096, NO_TILES),  # 242 and above: every digit is 2
         ("tq2_0", 0xAA, 5, 4096, NO_TILES),
-        ("tl1", 0x88, 64, 4096, (64, 256, 32)),
-        ("tl1", 0x88, 64, 4096, (64, 256, 64)),
+        ("tl1", 0x88, 192, 4096, (64, 256, 32)),
+        ("tl1", 0x88, 192, 4096, (64, 256, 64)),
         ("tl2", 0xDD, 64, 4800, (64, 240, 32)),
     ],
 )

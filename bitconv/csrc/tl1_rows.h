@@ -11,12 +11,12 @@
  */
 enum { ISA(tl1_ahead) = 8192 }; /* bytes, at least, of one row of tiles alone */
 
-/* one row of tiles, or two that lie apart, whose sums then do so as well */
-BC_INLINE void ISA(tl1_rows)(const uint8_t *data, int64_t apart, int n_rows, const bc_matrix *w, const uint8_t *table, int bm,
-                             int32_t *out, int64_t out_apart)
+/* one row of tiles, or two that begin `apart` rows of the matrix from each other */
+BC_INLINE void ISA(tl1_rows)(const uint8_t *data, int n_rows, int64_t apart, const bc_matrix *w, const uint8_t *table, int bm,
+                             int32_t *out)
 {
     const int64_t bk = w->tile_cols, rows = w->tile_rows, steps = bk / (256 / bm), tiles = w->cols / bk, span = 256 / bk;
-    const int64_t step_tables = bm == 32 ? 128 : 64;
+    const int64_t step_tables = bm == 32 ? 128 : 64, apart_bytes = apart * (w->cols / 4);
     const int64_t round = span * rows * bk / 4; /* bytes of 256 columns */
     const uint8_t *ahead = data + (n_rows == 2 ? round / 2 : bc_max(round, ISA(tl1_ahead)));
     for (int64_t tile = 0; tile < tiles; tile += span)
@@ -27,17 +27,17 @@ BC_INLINE void ISA(tl1_rows)(const uint8_t *data, int64_t apart, int n_rows, con
                 int64_t left = steps;
                 for (; left >= 4; left -= 4, p += 256, ahead += 256, t += 4 * step_tables) {
                     for (int j = 0; j < n_rows; j++)
-                        bc_prefetch_far(ahead + j * apart, 256);
-                    ISA(tl1_steps)(p, apart, n_rows, t, bm, 4, sums);
+                        bc_prefetch_far(ahead + j * apart_bytes, 256);
+                    ISA(tl1_steps)(p, apart_bytes, n_rows, t, bm, 4, sums);
                 }
                 for (; left; left--, p += 64, ahead += 64, t += step_tables) {
                     for (int j = 0; j < n_rows; j++)
-                        bc_prefetch_far(ahead + j * apart, 64);
-                    ISA(tl1_steps)(p, apart, n_rows, t, bm, 1, sums);
+                        bc_prefetch_far(ahead + j * apart_bytes, 64);
+                    ISA(tl1_steps)(p, apart_bytes, n_rows, t, bm, 1, sums);
                 }
             }
             for (int j = 0; j < n_rows; j++)
-                ISA(tl1_add_rows)(out + r + j * out_apart, sums + j, bm);
+                ISA(tl1_add_rows)(out + r + j * apart, sums + j, bm);
         }
 }
 
@@ -47,9 +47,9 @@ BC_INLINE void ISA(tl1_task)(const bc_matrix *w, int64_t row0, int64_t row1, con
     int64_t row = row0;
     if (ISA(tl1_together) == 2)
         for (; row < row0 + half; row += w->tile_rows)
-            ISA(tl1_rows)(w->data + row * bytes, half * bytes, 2, w, table, bm, out + (row - row0), half);
+            ISA(tl1_rows)(w->data + row * bytes, 2, half, w, table, bm, out + (row - row0));
     for (row += row - row0; row < row1; row += w->tile_rows)
-        ISA(tl1_rows)(w->data + row * bytes, 0, 1, w, table, bm, out + (row - row0), 0);
+        ISA(tl1_rows)(w->data + row * bytes, 1, 0, w, table, bm, out + (row - row0));
 }
 
 static void ISA(tl1_gemv)(const bc_matrix *w, int64_t row0, int64_t row1, const int8_t *q, int32_t q_sum, const uint8_t *table,
