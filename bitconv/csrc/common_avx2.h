@@ -44,24 +44,11 @@ BC_INLINE void transpose8_avx2(__m256i x[8])
 
 BC_INLINE __m256i twice_avx2(const void *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
 
-/* 16 int16 values v -> a look-up table of two byte planes [16 low][16 high], v = base * high + low with |low| <= base/2;
- * inverse = round(32768 / base) */
-BC_INLINE void store_planes_avx2(uint8_t *low, uint8_t *high, __m256i v, int base, int inverse)
+/* int16 values = base * high + low with |low| <= base/2; inverse = round(32768 / base) */
+BC_INLINE void split_planes_avx2(__m256i v, int base, int inverse, __m256i *low, __m256i *high)
 {
-    const __m256i h = _mm256_mulhrs_epi16(v, _mm256_set1_epi16((int16_t)inverse));
-    const __m256i l = _mm256_sub_epi16(v, _mm256_mullo_epi16(h, _mm256_set1_epi16((int16_t)base)));
-    const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi16(l, h), 0xd8);
-    _mm_storeu_si128((__m128i *)low, _mm256_castsi256_si128(both));
-    _mm_storeu_si128((__m128i *)high, _mm256_extracti128_si256(both, 1));
-}
-
-/* The sums of activations under the 16 patterns of a look-up: q is raised by 128 to be the unsigned operand of vpmaddubsw,
- * and 128 times the sum of the weights taken off again. */
-BC_INLINE __m256i weighted_pair_avx2(const int8_t *q, __m256i weights)
-{
-    uint16_t both;
-    memcpy(&both, q, 2);
-    return _mm256_maddubs_epi16(_mm256_set1_epi16((int16_t)(both ^ 0x8080)), weights);
+    *high = _mm256_mulhrs_epi16(v, _mm256_set1_epi16((int16_t)inverse));
+    *low = _mm256_sub_epi16(v, _mm256_mullo_epi16(*high, _mm256_set1_epi16((int16_t)base)));
 }
 
 /* weights of two columns side by side, as bytes */
@@ -79,11 +66,29 @@ BC_INLINE void pair_patterns_avx2(__m256i *weights, __m256i *raise)
     *raise = _mm256_slli_epi16(_mm256_add_epi16(w0, w1), 7);
 }
 
-BC_INLINE __m256i pair_sums_avx2(const int8_t *q)
+/* Look-up tables of two pairs, [low | low][high | high], 16 bytes each. x: the two activations of a pair, raised by 128 to be the
+ * unsigned operand of vpmaddubsw, eight times in each lane. Pattern 8 - i is pattern i negated, so that eight sums do, 0..7. */
+BC_INLINE void store_pairs_avx2(__m256i x, int base, int inverse, uint8_t *table)
 {
-    __m256i weights, raise;
+    __m256i weights, raise, low, high;
+    const __m256i zero = _mm256_setzero_si256();
     pair_patterns_avx2(&weights, &raise);
-    return _mm256_sub_epi16(weighted_pair_avx2(q, weights), raise);
+    weights = _mm256_permute4x64_epi64(weights, 0x44), raise = _mm256_permute4x64_epi64(raise, 0x44);
+    split_planes_avx2(_mm256_sub_epi16(_mm256_maddubs_epi16(x, weights), raise), base, inverse, &low, &high);
+    _mm256_storeu_si256((__m256i *)table, _mm256_packs_epi16(low, _mm256_sub_epi16(zero, low)));
+    _mm256_storeu_si256((__m256i *)table + 1, _mm256_packs_epi16(high, _mm256_sub_epi16(zero, high)));
+}
+
+/* the tables of 8 columns, 128 bytes: of pairs 0 and 2, 1 and 3 (apart), or of 0 and 1, 2 and 3 */
+BC_INLINE void pair_tables_avx2(const int8_t *q, int apart, int base, int inverse, uint8_t *table)
+{
+    int64_t columns;
+    memcpy(&columns, q, 8);
+    const __m256i raised = _mm256_xor_si256(_mm256_set1_epi64x(columns), _mm256_set1_epi8(-128));
+    const __m128i low = _mm_set1_epi16(0x0100), step = _mm_set1_epi8(apart ? 4 : 2), next = _mm_set1_epi8(apart ? 2 : 4);
+    const __m256i at = _mm256_set_m128i(_mm_add_epi8(low, step), low);
+    store_pairs_avx2(_mm256_shuffle_epi8(raised, at), base, inverse, table);
+    store_pairs_avx2(_mm256_shuffle_epi8(raised, _mm256_add_epi8(at, _mm256_broadcastsi128_si256(next))), base, inverse, table + 64);
 }
 
 /* codes of 4 columns for 2 x 16 rows, in bytes -> dwords of 4 columns: lines[0] is the low lanes' 16 rows, in the order of

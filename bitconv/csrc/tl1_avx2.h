@@ -8,12 +8,11 @@
 
 static void tl1_prepare_avx2(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table)
 {
-    for (int64_t k = k0; k < k1; k += 2) {
-        const int64_t pair = k / 2;
-        /* bm = 32: 128 bytes for 8 columns, as [pairs 0 and 2 low][high][pairs 1 and 3 low][high] */
-        uint8_t *low = w->micro_rows == 32 ? table + pair / 4 * 128 + pair % 2 * 64 + pair / 2 % 2 * 16 : table + pair * 32;
-        store_planes_avx2(low, w->micro_rows == 32 ? low + 32 : low + 16, pair_sums_avx2(q + k), 17, 1928);
-    }
+    for (int64_t k = k0; k < k1; k += 8)
+        if (w->micro_rows == 32)
+            pair_tables_avx2(q + k, 1, 17, 1928, table + k * 16);
+        else
+            pair_tables_avx2(q + k, 0, 17, 1928, table + k * 16);
 }
 
 /* Sums under an index, added to the byte sums. Without the barrier gcc looks all indices up first and puts what it finds, and the
@@ -72,8 +71,8 @@ BC_INLINE void tl1_steps_avx2(const uint8_t *data, int64_t apart, int blocks, co
 #pragma GCC unroll 2
         for (int i = 0; i < 2; i++) { /* upper, lower nibbles */
             const __m256i *planes = (const __m256i *)table + 2 * i;
-            const __m256i low_table = bm == 32 ? _mm256_loadu_si256(planes) : twice_avx2(table + i * 32);
-            const __m256i high_table = bm == 32 ? _mm256_loadu_si256(planes + 1) : twice_avx2(table + i * 32 + 16);
+            const __m256i low_table = bm == 32 ? _mm256_loadu_si256(planes) : twice_avx2(table + i * 16);
+            const __m256i high_table = bm == 32 ? _mm256_loadu_si256(planes + 1) : twice_avx2(table + 32 + i * 16);
 #pragma GCC unroll 4
             for (int j = 0; j < 2 * blocks; j++) {
                 const __m256i v = _mm256_loadu_si256((const __m256i *)(data + j / 2 * apart + j % 2 * 32));

@@ -25,12 +25,16 @@ BC_INLINE __m256i tl2_signs_avx2(const uint8_t *words)
     return _mm256_packus_epi16(_mm256_maddubs_epi16(first, join), _mm256_maddubs_epi16(second, join));
 }
 
-/* The sign of triple q as a byte that vpsignb understands: negative, or positive and not zero. A bit set below the last sign makes
- * them all so, but of that sign itself. */
-BC_INLINE __m256i tl2_sign_avx2(__m256i signs, int q)
+/* Triples are taken in the order of their sign bits, which is 0, 4, 1, 5, 2, 6, 3, 7: then each sign is the one before, doubled. */
+BC_INLINE int tl2_in_turn_avx2(int i) { return i / 2 + i % 2 * 4; }
+
+/* The i-th sign in this order, after `before`, as a byte that vpsignb understands: negative, or positive and not zero. A bit set
+ * below makes them all so; where it was the last sign's own place, that one is fetched again. Doubling is an addition, because
+ * shifts share the two units of look-ups. */
+BC_INLINE __m256i tl2_sign_avx2(__m256i signs, __m256i before, int i)
 {
     const __m256i one = _mm256_set1_epi8(1);
-    return q == 7 ? _mm256_or_si256(_mm256_slli_epi16(signs, 7), one) : _mm256_slli_epi16(_mm256_or_si256(signs, one), q < 4 ? 2 * q : 2 * q - 7);
+    return i == 0 ? _mm256_or_si256(signs, one) : i == 7 ? _mm256_or_si256(_mm256_slli_epi16(signs, 7), one) : _mm256_add_epi8(before, before);
 }
 
 /* the weights of the 14 patterns |t| */
@@ -47,30 +51,56 @@ BC_INLINE __m256i tl2_raise_avx2(const __m256i w[3])
     return _mm256_slli_epi16(_mm256_add_epi16(_mm256_add_epi16(w[0], w[1]), w[2]), 7);
 }
 
-/* the sums of three weights under the 14 patterns |t| */
-BC_INLINE __m256i tl2_triple_sums_avx2(const int8_t *q)
+/* The sums of a triple in each lane under the patterns 0..7 (half = 0) or 8..15. two: its first two activations, side by side,
+ * one: its third, both raised by 128. */
+BC_INLINE __m256i tl2_half_sums_avx2(__m256i two, __m256i one, int half)
 {
     __m256i w[3];
     tl2_patterns_avx2(w);
-    const __m256i pair = weighted_pair_avx2(q, pair_weights_avx2(w[0], w[1]));
-    const __m256i third = _mm256_maddubs_epi16(_mm256_set1_epi16((uint8_t)q[2] ^ 0x80), pair_weights_avx2(w[2], _mm256_setzero_si256()));
+    for (int i = 0; i < 3; i++)
+        w[i] = half ? _mm256_permute4x64_epi64(w[i], 0xee) : _mm256_permute4x64_epi64(w[i], 0x44);
+    const __m256i pair = _mm256_maddubs_epi16(two, pair_weights_avx2(w[0], w[1]));
+    const __m256i third = _mm256_maddubs_epi16(one, pair_weights_avx2(w[2], _mm256_setzero_si256()));
     return _mm256_sub_epi16(_mm256_add_epi16(pair, third), tl2_raise_avx2(w));
+}
+
+/* Look-up tables of two triples side by side, [low | low][high | high], 16 bytes each; x: raised activations, the same in both
+ * lanes, first: where the first triple begins */
+BC_INLINE void tl2_two_tables_avx2(__m256i x, int first, uint8_t *table)
+{
+    const __m256i pairs = _mm256_set_m128i(_mm_set1_epi16(0x0403), _mm_set1_epi16(0x0100));
+    const __m256i thirds = _mm256_set_m128i(_mm_set1_epi8(5), _mm_set1_epi8(2)), from = _mm256_set1_epi8((char)first);
+    const __m256i two = _mm256_shuffle_epi8(x, _mm256_add_epi8(pairs, from)), one = _mm256_shuffle_epi8(x, _mm256_add_epi8(thirds, from));
+    __m256i low[2], high[2];
+    for (int half = 0; half < 2; half++)
+        split_planes_avx2(tl2_half_sums_avx2(two, one, half), 25, 1311, low + half, high + half);
+    _mm256_storeu_si256((__m256i *)table, _mm256_packs_epi16(low[0], low[1]));
+    _mm256_storeu_si256((__m256i *)table + 1, _mm256_packs_epi16(high[0], high[1]));
+}
+
+/* 8 triples, 24 columns */
+BC_INLINE void tl2_triple_tables_avx2(const int8_t *q, uint8_t *table)
+{
+    const __m256i raise = _mm256_set1_epi8(-128);
+    const __m256i early = _mm256_xor_si256(twice_avx2(q), raise), late = _mm256_xor_si256(twice_avx2(q + 8), raise);
+    tl2_two_tables_avx2(early, 0, table);
+    tl2_two_tables_avx2(early, 6, table + 64);
+    tl2_two_tables_avx2(late, 4, table + 128);
+    tl2_two_tables_avx2(late, 10, table + 192);
 }
 
 /* the tables of those of the columns k0..k1 that are pairs */
 BC_INLINE void tl2_prepare_pairs_avx2(const int8_t *q, int64_t three_k, int64_t k0, int64_t k1, uint8_t *table)
 {
-    for (int64_t k = k0 > three_k ? k0 : three_k; k < k1; k += 2) {
-        uint8_t *t = table + (k - three_k) / 2 * 32;
-        store_planes_avx2(t, t + 16, pair_sums_avx2(q + k), 25, 1311);
-    }
+    for (int64_t k = k0 > three_k ? k0 : three_k; k < k1; k += 8)
+        pair_tables_avx2(q + k, 0, 25, 1311, table + (k - three_k) * 16);
 }
 
 static void tl2_prepare_avx2(const bc_matrix *w, const int8_t *q, int64_t k0, int64_t k1, uint8_t *table)
 {
     const int64_t three_k = tl2_three_k(w);
-    for (int64_t k = k0; k < bc_min(k1, three_k); k += 3)
-        store_planes_avx2(table + k / 3 * tl2_triple_bytes_avx2, table + k / 3 * tl2_triple_bytes_avx2 + 16, tl2_triple_sums_avx2(q + k), 25, 1311);
+    for (int64_t k = k0; k < bc_min(k1, three_k); k += 24)
+        tl2_triple_tables_avx2(q + k, table + k / 3 * tl2_triple_bytes_avx2);
     tl2_prepare_pairs_avx2(q, three_k, k0, k1, table + three_k / 3 * tl2_triple_bytes_avx2);
 }
 
@@ -89,27 +119,35 @@ BC_INLINE void tl2_add_rows_avx2(int32_t *out, const __m256i sum[2])
     }
 }
 
+/* the patterns of triple q: upper nibbles of even, lower ones of odd triples */
+BC_INLINE __m256i tl2_index_avx2(const uint8_t *nibbles, int q)
+{
+    const __m256i v = _mm256_loadu_si256((const __m256i *)(nibbles + q / 2 * 32));
+    return _mm256_and_si256(q % 2 ? v : _mm256_srli_epi16(v, 4), _mm256_set1_epi8(15));
+}
+
+/* t: the low plane of a triple; that of its neighbour comes next, then the high ones */
 BC_INLINE void tl2_triple_avx2(__m256i index, __m256i sign, const uint8_t *t, __m256i *low, __m256i *high)
 {
     *low = _mm256_add_epi8(*low, _mm256_sign_epi8(_mm256_shuffle_epi8(twice_avx2(t), index), sign));
-    *high = _mm256_add_epi8(*high, _mm256_sign_epi8(_mm256_shuffle_epi8(twice_avx2(t + 16), index), sign));
+    *high = _mm256_add_epi8(*high, _mm256_sign_epi8(_mm256_shuffle_epi8(twice_avx2(t + 32), index), sign));
     __asm__("" : "+x"(*low), "+x"(*high)); /* as in TL1 */
 }
 
 /* 32 rows x BK columns of triples */
 BC_INLINE void tl2_block_avx2(const uint8_t *nibbles, const uint8_t *words, const uint8_t *table, int64_t bk, int32_t *out)
 {
-    const __m256i mask = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    const __m256i zero = _mm256_setzero_si256();
     __m256i sum[2] = {zero, zero};
     for (int64_t round = 0; round < bk / 24; round++, nibbles += 128, words += 32, table += 256) {
         const __m256i signs = tl2_signs_avx2(words);
-        __m256i low = zero, high = zero;
+        __m256i low = zero, high = zero, sign = zero;
         tl2_fetch_avx2(nibbles, words, 2048);
-#pragma GCC unroll 4
-        for (int q = 0; q < 8; q += 2) {
-            const __m256i v = _mm256_loadu_si256((const __m256i *)(nibbles + q * 16));
-            tl2_triple_avx2(_mm256_and_si256(_mm256_srli_epi16(v, 4), mask), tl2_sign_avx2(signs, q), table + q * 32, &low, &high);
-            tl2_triple_avx2(_mm256_and_si256(v, mask), tl2_sign_avx2(signs, q + 1), table + q * 32 + 32, &low, &high);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            const int q = tl2_in_turn_avx2(i);
+            sign = tl2_sign_avx2(signs, sign, i);
+            tl2_triple_avx2(tl2_index_avx2(nibbles, q), sign, table + q / 2 * 64 + q % 2 * 16, &low, &high);
         }
         tl2_fold_avx2(low, high, sum);
     }
@@ -125,8 +163,8 @@ BC_INLINE void tl2_pair_block_avx2(const uint8_t *data, const uint8_t *table, in
         __m256i low = zero, high = zero;
         for (int end = step + 4; step < end; step++, data += 32, table += 64) {
             const __m256i v = _mm256_loadu_si256((const __m256i *)data);
-            tl_look_up_avx2(_mm256_and_si256(_mm256_srli_epi16(v, 4), mask), twice_avx2(table), twice_avx2(table + 16), &low, &high);
-            tl_look_up_avx2(_mm256_and_si256(v, mask), twice_avx2(table + 32), twice_avx2(table + 48), &low, &high);
+            tl_look_up_avx2(_mm256_and_si256(_mm256_srli_epi16(v, 4), mask), twice_avx2(table), twice_avx2(table + 32), &low, &high);
+            tl_look_up_avx2(_mm256_and_si256(v, mask), twice_avx2(table + 16), twice_avx2(table + 48), &low, &high);
         }
         tl2_fold_avx2(low, high, sum);
     }
@@ -170,7 +208,6 @@ BC_INLINE void tl2_lines_avx2(const __m256i *index, const __m256i *sign, uint8_t
 
 static void tl2_panel_avx2(const bc_matrix *w, int64_t row0, int64_t k0, int64_t k1, uint8_t *panel)
 {
-    const __m256i mask = _mm256_set1_epi8(15);
     const int64_t three_k = tl2_three_k(w), n = k1 - k0;
     for (int64_t tile = k0; tile < bc_min(k1, three_k); tile += w->tile_cols) {
         const uint8_t *nibbles = w->data + tl2_nibbles_at(w, row0, tile), *words = w->data + tl2_signs_at(w, row0, tile);
@@ -178,10 +215,10 @@ static void tl2_panel_avx2(const bc_matrix *w, int64_t row0, int64_t k0, int64_t
             const __m256i signs = tl2_signs_avx2(words);
             __m256i index[8], sign[8];
 #pragma GCC unroll 8
-            for (int q = 0; q < 8; q++) {
-                const __m256i v = _mm256_loadu_si256((const __m256i *)(nibbles + q / 2 * 32));
-                index[q] = _mm256_and_si256(q % 2 ? v : _mm256_srli_epi16(v, 4), mask);
-                sign[q] = tl2_sign_avx2(signs, q);
+            for (int i = 0; i < 8; i++) {
+                const int q = tl2_in_turn_avx2(i);
+                index[q] = tl2_index_avx2(nibbles, q);
+                sign[q] = tl2_sign_avx2(signs, i ? sign[tl2_in_turn_avx2(i - 1)] : signs, i);
             }
             tl2_lines_avx2(index, sign, panel, k - k0, n);
             tl2_lines_avx2(index + 4, sign + 4, panel, k - k0 + 12, n);
