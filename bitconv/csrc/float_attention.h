@@ -13,6 +13,7 @@
 
 #define BC_ROWS 8 /* of a block, of keys or of values, that are converted at a time */
 #define BC_QUERY_TILE (VL == 16 ? 6 : 3) /* with NV sums each: 12 of 16 or 32 registers, 24 of NEON's 32 */
+#define BC_TOGETHER (NV < 8 ? 8 / NV : 1) /* blocks of keys, or groups of dimensions, of one query alone */
 
 /* what the queries of one call have in common while a segment is computed */
 typedef struct {
@@ -249,6 +250,98 @@ static void ISA(attend_block)(const bc_attention *a, int32_t key, const uint8_t 
     }
 }
 
+/* One query alone: its NV sums would wait for each other, so BC_TOGETHER blocks of keys are read side by side, and groups of a
+ * block's values. Each sum is what score and add_group make of it. */
+BC_INLINE void ISA(score_one)(const bc_attention *a, int32_t type, const uint8_t *keys, float *p)
+{
+    const int32_t size = bc_cached_size(type);
+    const int64_t apart = bc_key_block_bytes(type, a->head_dim);
+    VF s[BC_TOGETHER][NV], scale[BC_TOGETHER][NV];
+    for (int b = 0; b < BC_TOGETHER; b++)
+        for (int v = 0; v < NV; v++)
+            s[b][v] = ISA(vf_set1)(0.0f), scale[b][v] = ISA(vf_set1)(1.0f);
+    for (int32_t d = 0; d < a->head_dim; d++, keys += BC_KEYS * size) {
+        if (type == BC_Q8_0 && d % BC_GROUP == 0) {
+            for (int b = 0; b < BC_TOGETHER; b++) {
+                ISA(fetch_ahead)(keys + b * apart, 0, BC_KEYS * 2, a->k_ahead, 1);
+                for (int v = 0; v < NV; v++)
+                    scale[b][v] = ISA(vf_load_f16)((const uint16_t *)(keys + b * apart) + v * VL);
+            }
+            keys += BC_KEYS * 2;
+        }
+        const VF query = ISA(vf_set1)(a->q[0][d]);
+        for (int b = 0; b < BC_TOGETHER; b++) {
+            if (d * BC_KEYS * size % 64 == 0)
+                ISA(fetch_ahead)(keys + b * apart, 0, BC_KEYS * size, a->k_ahead, 1);
+            for (int v = 0; v < NV; v++)
+                s[b][v] = ISA(vf_fma)(query, ISA(load_cached)(keys + b * apart, v * VL, type, scale[b][v]), s[b][v]);
+        }
+    }
+    for (int b = 0; b < BC_TOGETHER; b++)
+        for (int v = 0; v < NV; v++)
+            ISA(vf_store)(p + b * BC_KEYS + v * VL, ISA(vf_mul)(s[b][v], ISA(vf_set1)(a->scale * 1.44269504f)));
+}
+
+/* acc[0 ..] += sum over n keys, for n_groups groups of n_v vectors */
+BC_INLINE void ISA(add_one)(const bc_attention *a, int32_t type, int n_groups, int n_v, const uint8_t *values, int32_t n, const float *p,
+                            float *acc)
+{
+    const int32_t row = n_v * VL * bc_cached_size(type);
+    const int64_t apart = BC_KEYS * (BC_GROUP * bc_cached_size(type) + bc_scale_size(type));
+    float scale[BC_TOGETHER][BC_KEYS];
+    VF sum[BC_TOGETHER][NV];
+    for (int g = 0; g < n_groups; g++) {
+        if (type == BC_Q8_0)
+            ISA(fetch_ahead)(values + g * apart, 0, BC_KEYS * 2, a->v_ahead, 1);
+        for (int v = 0; v < NV && type == BC_Q8_0; v++)
+            ISA(vf_store)(scale[g] + v * VL, ISA(vf_load_f16)((const uint16_t *)(values + g * apart) + v * VL));
+        for (int v = 0; v < n_v; v++)
+            sum[g][v] = ISA(vf_load)(acc + g * BC_GROUP + v * VL);
+    }
+    values += BC_KEYS * bc_scale_size(type);
+    for (int32_t key = 0; key < n; key++, values += row) {
+        const VF weight = ISA(vf_set1)(p[key]);
+        for (int g = 0; g < n_groups; g++) {
+            if (key * row % 64 == 0)
+                ISA(fetch_ahead)(values + g * apart, 0, row, a->v_ahead, 1);
+            for (int v = 0; v < n_v; v++) {
+                const VF factor = ISA(vf_set1)(type == BC_Q8_0 ? scale[g][key] : 1.0f);
+                sum[g][v] = ISA(vf_fma)(weight, ISA(load_cached)(values + g * apart, v * VL, type, factor), sum[g][v]);
+            }
+        }
+    }
+    for (int g = 0; g < n_groups; g++)
+        for (int v = 0; v < n_v; v++)
+            ISA(vf_store)(acc + g * BC_GROUP + v * VL, sum[g][v]);
+}
+
+/* the scores of BC_TOGETHER blocks of keys, or with acc the sums of the weighted values of one block's first n keys */
+BC_INLINE void ISA(one_of)(const bc_attention *a, int32_t type, const uint8_t *block, int32_t n, float *p, float *acc)
+{
+    const int64_t group = BC_KEYS * (BC_GROUP * bc_cached_size(type) + bc_scale_size(type));
+    if (!acc) {
+        ISA(score_one)(a, type, block, p);
+        return;
+    }
+    int32_t d = 0;
+    for (; d + BC_TOGETHER * BC_GROUP <= a->v_stride; d += BC_TOGETHER * BC_GROUP, block += BC_TOGETHER * group)
+        ISA(add_one)(a, type, BC_TOGETHER, NV, block, n, p, acc + d);
+    for (; d + BC_GROUP <= a->v_stride; d += BC_GROUP, block += group)
+        ISA(add_one)(a, type, 1, NV, block, n, p, acc + d);
+    if (d < a->v_stride)
+        ISA(add_one)(a, type, 1, NV / 2, block, n, p, acc + d);
+}
+
+static void ISA(attend_one)(const bc_attention *a, const uint8_t *block, int32_t n, float *p, float *acc)
+{
+    if (a->cache_type == BC_F32)
+        ISA(one_of)(a, BC_F32, block, n, p, acc);
+    else if (a->cache_type == BC_F16)
+        ISA(one_of)(a, BC_F16, block, n, p, acc);
+    else
+        ISA(one_of)(a, BC_Q8_0, block, n, p, acc);
+}
+
 /* parts[q] of the queries that see keys of this segment */
 static void ISA(attend_segment)(const bc_attention *a, int32_t segment, float *parts)
 {
@@ -257,7 +350,10 @@ static void ISA(attend_segment)(const bc_attention *a, int32_t segment, float *p
     const int64_t k_bytes = bc_key_block_bytes(a->cache_type, a->head_dim);
     const int64_t v_bytes = bc_value_block_bytes(a->cache_type, a->head_dim);
     const int32_t first = segment * BC_SEGMENT, last = (int32_t)bc_min(first + BC_SEGMENT, a->n_keys[a->n_q - 1]);
-    for (int32_t key = first; key < last; key += BC_KEYS)
+    int32_t key = first;
+    for (; a->n_q == 1 && key + (BC_TOGETHER - 1) * BC_KEYS < last; key += BC_TOGETHER * BC_KEYS)
+        ISA(attend_one)(a, (const uint8_t *)a->k + key / BC_KEYS * k_bytes, 0, s.p[0] + key % BC_SEGMENT, NULL);
+    for (; key < last; key += BC_KEYS)
         ISA(attend_block)(a, key, (const uint8_t *)a->k + key / BC_KEYS * k_bytes, &s, NULL);
     for (int q = 0; q < a->n_q; q++)
         if (a->n_keys[q] > first) {
@@ -265,8 +361,13 @@ static void ISA(attend_segment)(const bc_attention *a, int32_t segment, float *p
             memset(acc, 0, (size_t)ld * sizeof *acc);
             ISA(weigh)(s.p[q], (int32_t)bc_min(a->n_keys[q] - first, BC_SEGMENT), acc + a->v_stride, acc + a->v_stride + 1);
         }
-    for (int32_t key = first; key < last; key += BC_KEYS)
-        ISA(attend_block)(a, key, (const uint8_t *)a->v + key / BC_KEYS * v_bytes, &s, parts);
+    for (key = first; key < last; key += BC_KEYS) {
+        const uint8_t *block = (const uint8_t *)a->v + key / BC_KEYS * v_bytes;
+        if (a->n_q == 1)
+            ISA(attend_one)(a, block, ISA(seen)(a, 0, key), s.p[0] + key % BC_SEGMENT, parts);
+        else
+            ISA(attend_block)(a, key, block, &s, parts);
+    }
 }
 
 /* Add a later segment to what a query has: acc and total relative to 2^best, which is the larger of both. */
@@ -309,5 +410,6 @@ static void ISA(attend)(const bc_attention *a)
     }
 }
 
+#undef BC_TOGETHER
 #undef BC_QUERY_TILE
 #undef BC_ROWS

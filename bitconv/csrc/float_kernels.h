@@ -85,17 +85,21 @@ static float ISA(norm)(const float *x, const float *g, float eps, int64_t n, flo
 BC_INLINE int ISA(absmax)(const float *x, int64_t n, float least, float *result)
 {
     float tmp[BC_LANES], lanes[VL];
-    VF most = ISA(vf_set1)(least), wrong = ISA(vf_set1)(0.0f);
+    VF most[NV], wrong[NV]; /* one each would wait for the addition before */
+    for (int v = 0; v < NV; v++)
+        most[v] = ISA(vf_set1)(least), wrong[v] = ISA(vf_set1)(0.0f);
     for (int64_t i = 0; i < n; i += BC_LANES) {
         const float *p = ISA(lanes_at)(x, i, n, tmp);
         for (int v = 0; v < NV; v++) {
             const VF a = ISA(vf_load)(p + v * VL);
-            wrong = ISA(vf_add)(wrong, ISA(vf_sub)(a, a)); /* 0 for a finite value, NaN for the others */
-            most = ISA(vf_max)(ISA(vf_abs)(a), most);
+            wrong[v] = ISA(vf_add)(wrong[v], ISA(vf_sub)(a, a)); /* 0 for a finite value, NaN for the others */
+            most[v] = ISA(vf_max)(ISA(vf_abs)(a), most[v]);
         }
     }
-    const float bad = ISA(vf_fold)(wrong);
-    ISA(vf_store)(lanes, most);
+    for (int v = 1; v < NV; v++)
+        most[0] = ISA(vf_max)(most[v], most[0]);
+    const float bad = ISA(fold)(wrong);
+    ISA(vf_store)(lanes, most[0]);
     *result = lanes[0];
     for (int i = 1; i < VL; i++)
         *result = lanes[i] > *result ? lanes[i] : *result;
@@ -119,22 +123,22 @@ static int ISA(quantise)(const float *x, int64_t n, int64_t n_pad, int8_t *q, fl
     *scale = (1.0f / m) * 127.0f;
     const VF s = ISA(vf_set1)(*scale);
     for (int64_t i = 0; i < n;) {
-        VF part = ISA(vf_set1)(0.0f); /* sums of codes, exact: a lane would need 2^24 / 127 of them to round */
+        VF part[NV]; /* sums of codes, exact: 2^24 / 127 of them would be needed to round */
+        for (int v = 0; v < NV; v++)
+            part[v] = ISA(vf_set1)(0.0f);
         for (const int64_t end = bc_min(i + QUANTISE_PART, n); i < end; i += BC_LANES) {
             const int whole = n - i >= BC_LANES;
             const float *p = ISA(lanes_at)(x, i, n, tmp);
             int8_t *to = whole ? q + i : codes;
             for (int v = 0; v < NV; v++) {
                 const VF code = ISA(vf_round)(ISA(vf_mul)(ISA(vf_load)(p + v * VL), s));
-                part = ISA(vf_add)(part, code);
+                part[v] = ISA(vf_add)(part[v], code);
                 ISA(vf_store_i8)(to + v * VL, code);
             }
             if (!whole)
                 memcpy(q + i, codes, (size_t)(n - i));
         }
-        ISA(vf_store)(tmp, part);
-        for (int lane = 0; lane < VL; lane++)
-            total += (int32_t)tmp[lane];
+        total += (int32_t)ISA(fold)(part);
     }
     *sum = total;
     memset(q + n, 0, (size_t)(n_pad - n));
