@@ -168,7 +168,7 @@ BC_INLINE void ISA(add_group)(const float *p, int n_q, int n_v, int32_t type, co
 BC_INLINE void ISA(add_values)(const bc_attention *a, const float *p, int n_q, int32_t type, const uint8_t *block, float *wide,
                                int32_t first, int32_t last, float *acc)
 {
-    const int64_t ld = bc_part_floats(a->v_stride), group = BC_KEYS * (BC_GROUP * bc_cached_size(type) + bc_scale_size(type));
+    const int64_t ld = bc_part_floats(a->v_stride), group = bc_value_block_bytes(type, BC_GROUP);
     int32_t d = 0;
     for (; d + BC_GROUP <= a->v_stride; d += BC_GROUP, block += group)
         ISA(add_group)(p, n_q, NV, type, block, wide ? wide + d * BC_KEYS : NULL, first, last, acc + d, ld, a->v_ahead);
@@ -287,7 +287,7 @@ BC_INLINE void ISA(add_one)(const bc_attention *a, int32_t type, int n_groups, i
                             float *acc)
 {
     const int32_t row = n_v * VL * bc_cached_size(type);
-    const int64_t apart = BC_KEYS * (BC_GROUP * bc_cached_size(type) + bc_scale_size(type));
+    const int64_t apart = bc_value_block_bytes(type, BC_GROUP);
     float scale[BC_TOGETHER][BC_KEYS];
     VF sum[BC_TOGETHER][NV];
     for (int g = 0; g < n_groups; g++) {
@@ -318,7 +318,7 @@ BC_INLINE void ISA(add_one)(const bc_attention *a, int32_t type, int n_groups, i
 /* the scores of BC_TOGETHER blocks of keys, or with acc the sums of the weighted values of one block's first n keys */
 BC_INLINE void ISA(one_of)(const bc_attention *a, int32_t type, const uint8_t *block, int32_t n, float *p, float *acc)
 {
-    const int64_t group = BC_KEYS * (BC_GROUP * bc_cached_size(type) + bc_scale_size(type));
+    const int64_t group = bc_value_block_bytes(type, BC_GROUP);
     if (!acc) {
         ISA(score_one)(a, type, block, p);
         return;
